@@ -1,0 +1,1 @@
+"""What every part of Podium stands on: settings, data, tracking, packaging, scoring."""

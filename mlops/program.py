@@ -1,0 +1,91 @@
+"""How every program of Podium starts and ends.
+
+Result on stdout, log and progress on stderr. Exit code 0 done, 1 an error in one line, 2 usage,
+3 a gate said no, 130 interrupted. `--debug` shows the traceback. `--json` makes the last line of
+stdout one JSON object.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol, TypeVar
+
+from mlops.errors import MlopsError
+from mlops.settings import quiet
+
+
+class Options(Protocol):
+    """What every program's options hold."""
+
+    @property
+    def debug(self) -> bool: ...
+
+
+O = TypeVar("O", bound=Options)  # noqa: E741
+
+
+def run_program(
+    options_type: type[O],
+    main: Callable[[O], int],
+    *,
+    prog: str,
+    description: str,
+    args: Sequence[str] | None = None,
+) -> int:
+    """Parses `args` into `options_type`, runs `main`, and returns the exit code."""
+    import tyro  # parsing comes first, everything heavy after it
+
+    quiet()
+    options = tyro.cli(
+        options_type,
+        prog=prog,
+        description=description,
+        args=args,
+        config=(tyro.conf.FlagCreatePairsOff, tyro.conf.OmitArgPrefixes),
+    )
+    try:
+        return main(options)
+    except MlopsError as err:
+        if options.debug:
+            traceback.print_exc()
+        say(f"{prog}: {' '.join(str(err).split())}")
+        return err.exit_code
+    except KeyboardInterrupt:
+        say(f"{prog}: interrupted.")
+        return 130
+    except BrokenPipeError:
+        return 1
+    except Exception as err:
+        if options.debug:
+            raise
+        first = str(err).strip().split("\n", 1)[0]
+        say(f"{prog}: {type(err).__name__}: {first} (--debug shows where)")
+        return 1
+
+
+def say(line: str) -> None:
+    """Writes a line for the person at the terminal: log and progress, on stderr."""
+    print(line, file=sys.stderr, flush=True)
+
+
+def answer(result: str) -> None:
+    """Writes the program's result, on stdout."""
+    print(result, flush=True)
+
+
+def answer_json(result: dict[str, Any]) -> None:
+    """Writes the result as one JSON line, the last on stdout. NaN and infinity become null."""
+    print(json.dumps(_plain(result), allow_nan=False), flush=True)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    if isinstance(value, float) and not (value - value == 0.0):
+        return None
+    return value

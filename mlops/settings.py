@@ -1,0 +1,95 @@
+"""Where things live. Read from the environment only, and never logged: a URL may hold a password.
+
+Nothing set means embedded mode: one folder (`MLOPS_HOME`, by default ./.mlops) holds everything,
+and the tracking server is a local one that Podium starts itself. A team sets the same names to its
+own places; no code differs.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from mlops.errors import UsageError
+
+QUIET = {
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "DO_NOT_TRACK": "true",
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
+    "TF_CPP_MIN_LOG_LEVEL": "3",
+}
+"""Environment that switches telemetry and chatter of the parts off, here and in child processes."""
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """The places Podium reads and writes.
+
+    Attributes:
+        home: Folder of everything embedded mode keeps, absolute.
+        tracking_uri: The MLflow server, or None for the embedded one.
+        study_url: SQLAlchemy URL of the Optuna studies.
+        ledger_url: SQLAlchemy URL of the ledger of decisions.
+        datasets_url: Folder (or s3:// URL) of the dataset store.
+        signing_key: Private key that signs releases.
+        public_keys: Public keys that releases are verified with; a list, so that keys rotate.
+    """
+
+    home: Path
+    tracking_uri: str | None = field(repr=False)
+    study_url: str = field(repr=False)
+    ledger_url: str = field(repr=False)
+    datasets_url: str = field(repr=False)
+    signing_key: Path
+    public_keys: tuple[Path, ...]
+
+    @classmethod
+    def from_env(cls, env: Mapping[str, str] | None = None) -> Settings:
+        """Reads the settings; creates nothing.
+
+        Raises:
+            UsageError: `MLOPS_HOME` names a file.
+        """
+        env = os.environ if env is None else env
+        home = Path(env.get("MLOPS_HOME") or ".mlops").expanduser().absolute()
+        if home.exists() and not home.is_dir():
+            raise UsageError(f"MLOPS_HOME is a file; expected a folder, got {str(home)!r}.")
+        public = env.get("MLOPS_PUBLIC_KEYS")
+        return cls(
+            home=home,
+            tracking_uri=env.get("MLFLOW_TRACKING_URI") or None,
+            study_url=env.get("MLOPS_STUDY_URL") or f"sqlite:///{home / 'studies.db'}",
+            ledger_url=env.get("MLOPS_LEDGER_URL") or f"sqlite:///{home / 'ledger.db'}",
+            datasets_url=env.get("MLOPS_DATASETS_URL") or str(home / "datasets"),
+            signing_key=Path(env.get("MLOPS_SIGNING_KEY") or home / "keys" / "signing.pem"),
+            public_keys=tuple(Path(key) for key in public.split(os.pathsep))
+            if public
+            else (home / "keys" / "public.pem",),
+        )
+
+    @property
+    def embedded(self) -> bool:
+        return self.tracking_uri is None
+
+    @property
+    def mlflow_db_uri(self) -> str:
+        """SQLAlchemy URL of the embedded MLflow database; a tracking URI of its own."""
+        return f"sqlite:///{self.home / 'mlflow.db'}"
+
+    @property
+    def artifact_root(self) -> Path:
+        """Folder under which the embedded server lays artifacts, as plain files."""
+        return self.home / "artifacts"
+
+    @property
+    def direct_uri(self) -> str:
+        """The tracking URI that answers without starting a server."""
+        return self.tracking_uri or self.mlflow_db_uri
+
+
+def quiet() -> None:
+    """Switches telemetry and chatter of the parts off in this process and its children."""
+    for name, value in QUIET.items():
+        os.environ.setdefault(name, value)
