@@ -1,0 +1,288 @@
+"""The driver: asks Optuna, submits to workers, tells Optuna, until every study has its trials.
+
+The order of its steps is the crash consistency of a sweep. A trial is asked for (storage), its run
+is begun (journal), then a worker gets it; the worker ends the run (its journal), then the trial is
+told (storage). Killed between any two, the trial is RUNNING in the storage and the next driver
+fails it and enqueues it afresh; a finished trial was told and is never asked again.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import threading
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from experiments.architectures import Description
+from experiments.cluster import Cluster, WorkerDiedError
+from experiments.config import SweepConfig
+from experiments.progress import Progress
+from experiments.results import Best, Candidate, StudyResult, SweepResult
+from experiments.runs import SweepRuns
+from experiments.study import Ask, Search, open_search
+from experiments.trial import TrialTask, run_trial
+from mlops.data import Dataset
+from mlops.journal import Drain
+from mlops.packaging import ModelSpec, build_model_folder
+from mlops.settings import Settings
+from mlops.tracking import MlflowSink, Run, new_run_key
+
+FLUSH_S = 60.0
+FLUSH_INTERRUPTED_S = 10.0
+
+
+@dataclass(slots=True)
+class Driver:
+    """One sweep under way: its studies, and the trials that are out at workers.
+
+    Attributes:
+        sinks: What the drain has opened, newest last; empty while no tracking server answers.
+        stop: Set from a signal handler; ends the sweep so that the same command goes on.
+    """
+
+    config: SweepConfig
+    settings: Settings
+    dataset: Dataset
+    sweep_id: str
+    cluster: Cluster
+    progress: Progress
+    runs: SweepRuns
+    drain: Drain
+    sinks: list[MlflowSink]
+    stop: threading.Event
+    _searches: list[Search] = field(default_factory=list)
+    _out: dict[Any, tuple[Search, Ask, Run]] = field(default_factory=dict)
+    _told_url: bool = False
+
+    def open_studies(self, storage: Any, descriptions: list[Description]) -> None:
+        """Opens each architecture's study and parent run; what a dead driver left is retried."""
+        for description in descriptions:
+            search = open_search(
+                storage,
+                f"{self.sweep_id}-{description.name}",
+                description,
+                self.config,
+                {
+                    "sweep": self.sweep_id,
+                    "architecture_path": description.path,
+                    "config_fingerprint": self.config.fingerprint(
+                        self.dataset.fingerprint, description.path
+                    ),
+                    "run_key": new_run_key(),
+                },
+            )
+            self._searches.append(search)
+            if search.resumed:
+                tally = search.tally()
+                self.progress.note(
+                    f"{search.name}: resumed with {tally.n_finished} of {tally.target} trials done."
+                )
+                self.runs.reopen_parent(search)
+                for run_key in search.recover():
+                    self.runs.close_interrupted(run_key)
+            else:
+                self.runs.create_parent(search)
+            self.progress.update(description.name, search.tally())
+
+    def search(self, began: float) -> bool:
+        """Asks, submits and tells until every study is done; returns whether it was interrupted.
+
+        Args:
+            began: `time.monotonic()` when the sweep began; `config.timeout_s` counts from there.
+        """
+        while not self.stop.is_set():
+            timeout_s = self.config.timeout_s
+            late = timeout_s is not None and time.monotonic() - began > timeout_s
+            free = len(self._out) < self.cluster.n_alive()
+            # More tasks than workers would queue in Dask, and die there with a neighbour's worker.
+            submitted = free and not late and self._submit_next()
+            if not submitted and not self._out and (free or late):
+                return False
+            if not submitted:
+                ticket = self.cluster.next_done(timeout_s=0.2)
+                if ticket is not None:
+                    self._take(ticket)
+            self._tell_url()
+        self._abandon()
+        return True
+
+    def finish(self, began: float, interrupted: bool) -> SweepResult:
+        """Registers each study's best, ends the parent runs, and delivers what is left."""
+        for search in self._searches:
+            if not interrupted:
+                self._register_best(search)
+            if search.gave_up is not None:
+                self.progress.note(f"{search.name}: given up; {search.gave_up}.")
+            self.runs.end_parent(search, interrupted=interrupted)
+        self.runs.journal.close()
+        undelivered = self.drain.flush(FLUSH_INTERRUPTED_S if interrupted else FLUSH_S)
+        for sentence in self.sinks[-1].refused if self.sinks else []:
+            self.progress.note(f"the tracking server refused a record: {sentence}")
+        return SweepResult(
+            sweep_id=self.sweep_id,
+            experiment=self.runs.experiment,
+            wall_s=time.monotonic() - began,
+            studies=tuple(self._result(search) for search in self._searches),
+            undelivered=undelivered,
+            interrupted=interrupted,
+            ui_url=self._ui_url(),
+        )
+
+    def _submit_next(self) -> bool:
+        """Submits one trial of the study that has had the fewest; False if none wants one."""
+        for search in sorted(self._searches, key=self._n_begun):
+            ask = search.ask()
+            if ask is None:
+                continue
+            run = self.runs.create_trial(search, ask)
+            task = TrialTask(
+                architecture=search.description.path,
+                params=ask.params,
+                seed=ask.seed,
+                epochs=self.config.epochs,
+                dataset_fingerprint=self.dataset.fingerprint,
+                datasets_url=self.settings.datasets_url,
+                study=search.name,
+                study_url=self.settings.study_url,
+                trial_id=ask.trial_id,
+                number=ask.number,
+                pruner=search.pruner,
+                journal_folder=self.runs.journal.folder,
+                run_key=run.key,
+                network=self._network(search, ask.number),
+            )
+            self._out[self.cluster.submit(run_trial, task)] = (search, ask, run)
+            return True
+        return False
+
+    def _n_begun(self, search: Search) -> int:
+        under_way = sum(one is search for one, _, _ in self._out.values())
+        return search.tally().n_finished + under_way
+
+    def _take(self, ticket: Any) -> None:
+        """Tells the study how a trial ended."""
+        search, ask, run = self._out.pop(ticket)
+        name = f"{search.description.name}-{ask.number:03d}"
+        try:
+            result = self.cluster.result(ticket)
+        except WorkerDiedError as err:
+            again = search.retry(ask.number, str(err), charge=search.was_begun(ask.number))
+            self.runs.close_dead(run.key, str(err))
+            self.progress.note(f"{name}: {err}; it is {'tried again' if again else 'given up'}.")
+        else:
+            search.tell(ask.number, result)
+            if result.state == "failed":
+                self.progress.note(f"{name} failed: {result.reason}.")
+            self._forget_networks(search)
+        self.progress.update(search.description.name, search.tally())
+
+    def _abandon(self) -> None:
+        """Ends at once, so that the same command goes on later; nothing finished is lost."""
+        self.cluster.kill()
+        for search, ask, run in self._out.values():
+            search.retry(ask.number, "interrupted", charge=False)
+            self.runs.close_interrupted(run.key)
+        self._out.clear()
+
+    def _register_best(self, search: Search) -> None:
+        """Packages the best trial's network and logs it as a candidate, once for each best."""
+        best = search.best()
+        if best is None or search.candidate_trial == best.number:
+            return
+        network = self._network(search, best.number)
+        if not network.exists():
+            self.progress.note(
+                f"{search.name}: the network of trial {best.number} is gone; no candidate is made. "
+                f"It was kept in {network.parent}."
+            )
+            return
+        description = search.description
+        spec = ModelSpec(
+            task=description.task,
+            architecture=description.name,
+            input=self.dataset.input,
+            class_names=self.dataset.class_names,
+            dataset_name=self.dataset.name,
+            dataset_fingerprint=self.dataset.fingerprint,
+            likelihood=description.likelihood,
+        )
+        run = Run(self.runs.journal, best.user_attrs["run_key"])
+        with tempfile.TemporaryDirectory() as scratch:
+            folder = Path(scratch) / "model"
+            build_model_folder(network, spec, folder)
+            run.register_candidate(
+                self._model_name(search),
+                folder,
+                {
+                    "mlops.architecture": description.name,
+                    "mlops.dataset_fingerprint": self.dataset.fingerprint,
+                    "mlops.objective": description.objective,
+                    "mlops.value": repr(best.value),
+                    "mlops.sweep": self.sweep_id,
+                    "mlops.trial": str(best.number),
+                },
+            )
+        # A crash before this line registers again; the sink finds the version that is there.
+        search.set_candidate(best)
+
+    def _result(self, search: Search) -> StudyResult:
+        tally, best = search.tally(), search.best()
+        search.note_delivered(
+            run_ids=self.sinks[-1].run_ids if self.sinks else {},
+            versions=self.sinks[-1].versions if self.sinks else {},
+        )
+        has_candidate = search.candidate_trial is not None
+        return StudyResult(
+            architecture=search.description.name,
+            study=search.name,
+            objective=search.description.objective,
+            n_complete=tally.n_complete,
+            n_pruned=tally.n_pruned,
+            n_failed=tally.n_failed,
+            best=None
+            if best is None or best.value is None
+            else Best(
+                run_key=best.user_attrs["run_key"],
+                run_id=search.best_run_id,
+                number=best.number,
+                value=best.value,
+                params=best.params,
+            ),
+            candidate=Candidate(f"{self._model_name(search)}-candidates", search.candidate_version)
+            if has_candidate
+            else None,
+        )
+
+    def _model_name(self, search: Search) -> str:
+        return f"{self.runs.experiment}-{search.description.task}"
+
+    def _tell_url(self) -> None:
+        """Says where to look, once the server shows the sweep's experiment."""
+        if not self._told_url and (url := self._ui_url()) is not None:
+            self._told_url = True
+            self.progress.note(f"The runs are live at {url}")
+
+    def _ui_url(self) -> str | None:
+        sink = self.sinks[-1] if self.sinks else None
+        experiment_id = None if sink is None else sink.experiment_ids.get(self.runs.experiment)
+        if sink is None or experiment_id is None:
+            return None
+        place = f"#/experiments/{experiment_id}/runs?workflowType=machine_learning"
+        return f"{sink.client.tracking_uri.rstrip('/')}/{place}"
+
+    def _network(self, search: Search, number: int) -> Path:
+        folder = self.settings.home / "sweeps" / self.sweep_id / search.description.name
+        return folder / f"{number:05d}.keras"
+
+    def _forget_networks(self, search: Search) -> None:
+        """Removes the networks of trials that a better one has beaten."""
+        best = search.best()
+        if best is None:
+            return
+        out = {self._network(one, ask.number) for one, ask, _ in self._out.values()}
+        keep = {self._network(search, best.number), *out}
+        for path in self._network(search, 0).parent.glob("*.keras"):
+            if path not in keep:
+                path.unlink(missing_ok=True)

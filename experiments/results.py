@@ -1,0 +1,165 @@
+"""What a sweep found: for programs (`to_json`) and for people (`leaderboard`, `next_steps`)."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import shutil
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from mlops.settings import Settings
+
+
+@dataclass(frozen=True, slots=True)
+class Best:
+    """A study's best trial. `run_id` is None while no server has confirmed the run."""
+
+    run_key: str
+    run_id: str | None
+    number: int
+    value: float
+    params: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """A version of `<experiment>-...-candidates`; `version` is None while it is not delivered."""
+
+    name: str
+    version: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class StudyResult:
+    """How one architecture's study stands at the end."""
+
+    architecture: str
+    study: str
+    objective: str
+    n_complete: int
+    n_pruned: int
+    n_failed: int
+    best: Best | None
+    candidate: Candidate | None
+
+
+@dataclass(frozen=True, slots=True)
+class SweepResult:
+    """What a sweep found.
+
+    Attributes:
+        undelivered: Records that no server has confirmed; `python -m mlops.sync` sends them.
+        interrupted: True after Ctrl-C; the same command goes on.
+    """
+
+    sweep_id: str
+    experiment: str
+    wall_s: float
+    studies: tuple[StudyResult, ...]
+    undelivered: int = 0
+    interrupted: bool = False
+    ui_url: str | None = field(default=None, compare=False)
+
+    def to_json(self) -> dict[str, Any]:
+        def study(one: StudyResult) -> dict[str, Any]:
+            best, candidate = one.best, one.candidate
+            return {
+                "architecture": one.architecture,
+                "n_complete": one.n_complete,
+                "n_pruned": one.n_pruned,
+                "n_failed": one.n_failed,
+                "best": None
+                if best is None
+                else {
+                    "run_id": best.run_id,
+                    "run_key": best.run_key,
+                    "value": best.value,
+                    "params": best.params,
+                },
+                "candidate": None
+                if candidate is None
+                else {"name": candidate.name, "version": candidate.version},
+            }
+
+        return {
+            "sweep_id": self.sweep_id,
+            "experiment": self.experiment,
+            "wall_s": round(self.wall_s, 3),
+            "studies": [study(one) for one in self.studies],
+            "undelivered": self.undelivered,
+        }
+
+
+def leaderboard(result: SweepResult) -> str:
+    """Returns the leaderboard: best first, classifiers apart from VAEs."""
+    rows = sorted(result.studies, key=lambda one: (one.objective, -_value(one)))
+    lines = [
+        f"Sweep {result.sweep_id}: {result.wall_s:.0f} s.",
+        "",
+        f"{'architecture':<14}{'best':>10}  {'objective':<14}"
+        f"{'complete':>9}{'pruned':>8}{'failed':>8}  candidate",
+    ]
+    for one in rows:
+        best = "-" if one.best is None else f"{one.best.value:.4f}"
+        lines.append(
+            f"{one.architecture:<14}{best:>10}  {one.objective:<14}{one.n_complete:>9}"
+            f"{one.n_pruned:>8}{one.n_failed:>8}  {_candidate(one)}"
+        )
+    return "\n".join(lines)
+
+
+def next_steps(result: SweepResult, settings: Settings) -> str:
+    """Returns where to look and the commands to type next, complete."""
+    lines = ["", "Compare the runs in the MLflow UI:"]
+    if settings.embedded:
+        lines.append(f"  {in_environment(settings, 'python', '-m', 'mlops.server')}")
+    if result.ui_url is not None:
+        lines.append(f"  {result.ui_url}")
+    if result.undelivered:
+        lines += [
+            f"{result.undelivered} records are not delivered to the tracking server yet:",
+            f"  {in_environment(settings, 'python', '-m', 'mlops.sync')}",
+        ]
+    names = sorted(
+        {
+            one.candidate.name.removesuffix("-candidates")
+            for one in result.studies
+            if one.candidate is not None
+        }
+    )
+    if names:
+        lines.append("Promote the best, then serve it:")
+        for name in names:
+            lines.append(f"  {in_environment(settings, 'python', '-m', 'registry.promote', name)}")
+    return "\n".join(lines)
+
+
+def in_environment(settings: Settings, *command: str) -> str:
+    """Returns a command as it must be typed here: with MLOPS_HOME where it is not the default."""
+    words = []
+    if os.environ.get("MLOPS_HOME"):
+        words.append(f"MLOPS_HOME={shlex.quote(str(settings.home))}")
+    program = command[0]
+    if program == "python" and not _is_first_on_path(program):
+        program = sys.executable
+    return " ".join([*words, shlex.join([program, *command[1:]])])
+
+
+def _is_first_on_path(program: str) -> bool:
+    found = shutil.which(program)
+    return found is not None and Path(found).parent == Path(sys.executable).parent
+
+
+def _value(one: StudyResult) -> float:
+    return float("-inf") if one.best is None else one.best.value
+
+
+def _candidate(one: StudyResult) -> str:
+    if one.candidate is None:
+        return "-"
+    version = "not delivered" if one.candidate.version is None else one.candidate.version
+    return f"{one.candidate.name} {version}"

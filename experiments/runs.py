@@ -1,0 +1,165 @@
+"""What a sweep's runs are called and what stands on them: one parent a study, one child a trial."""
+
+from __future__ import annotations
+
+import contextlib
+import getpass
+import json
+import platform
+import subprocess
+import tempfile
+from dataclasses import dataclass, field
+from importlib import metadata
+from pathlib import Path
+
+from experiments.config import SweepConfig
+from experiments.study import Ask, Search
+from experiments.summary import describe_in_words, write_summary
+from mlops.data import Dataset
+from mlops.journal import Journal
+from mlops.tracking import Run, RunDataset, new_run_key
+
+
+@dataclass(frozen=True, slots=True)
+class SweepRuns:
+    """Makes and ends the runs of one sweep, through the driver's journal."""
+
+    journal: Journal
+    config: SweepConfig
+    dataset: Dataset
+    sweep_id: str
+    _environment: dict[str, str] = field(default_factory=lambda: {**_versions(), **_git()})
+
+    @property
+    def experiment(self) -> str:
+        return self.config.experiment or self.dataset.name
+
+    def create_parent(self, search: Search) -> None:
+        """Begins a study's run, with the resolved config as params and as sweep.json."""
+        config = self.config.to_json()
+        known = {name: value for name, value in config.items() if value is not None}
+        parent = Run.create(
+            self.journal,
+            experiment=self.experiment,
+            name=search.name,
+            key=search.run_key,
+            params={
+                **known,
+                "architectures": " ".join(self.config.architectures),
+                "architecture": search.description.name,
+            },
+            tags=self._tags(search),
+            dataset=self._dataset("search"),
+        )
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "sweep.json"
+            path.write_text(json.dumps(config, indent=2))
+            parent.log_artifact(path)
+
+    def create_trial(self, search: Search, ask: Ask) -> Run:
+        """Begins a trial's run, before a worker knows of the trial."""
+        key = new_run_key()
+        search.set_run_key(ask, key)
+        return Run.create(
+            self.journal,
+            experiment=self.experiment,
+            name=f"{search.description.name}-{ask.number:03d}",
+            key=key,
+            params={"architecture": search.description.name, **ask.params},
+            tags={
+                **self._tags(search),
+                "mlflow.parentRunId": search.run_key,
+                "mlops.trial": str(ask.number),
+                "mlops.attempt": str(ask.attempt),
+                "mlops.seed": str(ask.seed),
+                "mlops.epochs": str(self.config.epochs),
+                "mlops.threads": str(self.config.threads),
+            },
+            dataset=self._dataset("training"),
+        )
+
+    def reopen_parent(self, search: Search) -> None:
+        Run(self.journal, search.run_key).end("RUNNING")
+
+    def close_interrupted(self, run_key: str) -> None:
+        """Ends the run of a trial whose process was stopped; the trial gets another."""
+        run = Run(self.journal, run_key)
+        run.set_tags({"mlops.interrupted": "true"})
+        run.end("KILLED")
+
+    def close_dead(self, run_key: str, reason: str) -> None:
+        """Ends the run of a trial whose process died."""
+        run = Run(self.journal, run_key)
+        run.set_tags({"mlops.failure": reason})
+        run.end("FAILED")
+
+    def end_parent(self, search: Search, *, interrupted: bool) -> None:
+        """Ends a study's run; if the study is done, with its summary, plot and table of trials."""
+        parent = Run(self.journal, search.run_key)
+        if interrupted:
+            parent.end("KILLED")
+            return
+        tally = search.tally()
+        values: dict[str, float] = {
+            "n_complete": tally.n_complete,
+            "n_pruned": tally.n_pruned,
+            "n_failed": tally.n_failed,
+        }
+        if tally.value is not None:
+            values[f"best_{search.description.objective}"] = tally.value
+        parent.log_metrics(values, step=0)
+        parent.set_tags({"mlflow.note.content": describe_in_words(search)})
+        with tempfile.TemporaryDirectory() as folder:
+            write_summary(search, Path(folder))
+            for path in sorted(Path(folder).iterdir()):
+                parent.log_artifact(path)
+        parent.end("FINISHED" if search.gave_up is None else "FAILED")
+
+    def _tags(self, search: Search) -> dict[str, str]:
+        return {
+            "mlops.sweep": self.sweep_id,
+            "mlops.study": search.name,
+            "mlops.architecture": search.description.name,
+            "mlops.config_fingerprint": search.config_fingerprint,
+            "mlops.dataset": self.dataset.name,
+            "mlops.dataset_fingerprint": self.dataset.fingerprint,
+            "mlflow.user": getpass.getuser(),
+            "mlflow.source.name": "experiments.sweep",
+            "mlflow.source.type": "LOCAL",
+            **self._environment,
+        }
+
+    def _dataset(self, context: str) -> RunDataset:
+        return RunDataset(
+            name=self.dataset.name,
+            fingerprint=self.dataset.fingerprint,
+            source=self.dataset.source,
+            context=context,
+            profile={**self.dataset.counts(), "split_seed": self.dataset.split_seed},
+        )
+
+
+def _versions() -> dict[str, str]:
+    """The versions that decide a trial's weights."""
+    found = {"python": platform.python_version()}
+    for name in ("podium-mlops", "keras", "tensorflow", "numpy", "optuna"):
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            found[name] = metadata.version(name)
+    return {"mlops.versions": json.dumps(found)}
+
+
+def _git() -> dict[str, str]:
+    """The commit of the folder where the command was typed, and whether it was clean."""
+
+    def git(*args: str) -> str:
+        return subprocess.run(
+            ["git", *args], capture_output=True, text=True, check=True, timeout=10
+        ).stdout.strip()
+
+    try:
+        return {
+            "mlflow.source.git.commit": git("rev-parse", "HEAD"),
+            "mlops.git_dirty": "true" if git("status", "--porcelain") else "false",
+        }
+    except (OSError, subprocess.SubprocessError):
+        return {}

@@ -1,0 +1,375 @@
+"""The driver's side of one study: ask, tell, resume, prune, try again.
+
+Optuna's RDB storage is the record of truth about trials; this module is the only one that asks and
+tells. What a crash leaves behind: RUNNING trials (the next driver of the study tells them FAIL and
+enqueues the same params afresh), and never a finished trial that is lost or asked twice.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import optuna
+from optuna.distributions import json_to_distribution
+from optuna.trial import FrozenTrial, TrialState
+
+from experiments.architectures import Description, Params
+from experiments.config import SweepConfig
+from experiments.trial import TrialResult
+from mlops.errors import MlopsError, UsageError
+
+MAX_ATTEMPTS = 3
+HYPERBAND_FROM = 60
+"""Trials from which Hyperband prunes better than the median rule (Optuna's own advice)."""
+
+optuna.logging.set_verbosity(optuna.logging.ERROR)
+
+
+def open_storage(url: str) -> optuna.storages.RDBStorage:
+    """Opens the study database; SQLite with a write-ahead log, so that processes do not block.
+
+    Raises:
+        UsageError: the URL cannot be opened.
+    """
+    import sqlalchemy
+
+    sqlite = url.startswith("sqlite")
+    if sqlite:
+        Path(sqlalchemy.engine.make_url(url).database or "").parent.mkdir(
+            parents=True, exist_ok=True
+        )
+    try:
+        storage = optuna.storages.RDBStorage(
+            url, engine_kwargs={"connect_args": {"timeout": 60}} if sqlite else {}
+        )
+    except Exception as err:
+        raise UsageError(
+            f"the study database cannot be opened ({type(err).__name__}); "
+            "look at MLOPS_STUDY_URL and whether its server runs."
+        ) from err
+    if sqlite:
+
+        @sqlalchemy.event.listens_for(storage.engine, "connect")
+        def _speed_up(connection: Any, _: Any) -> None:
+            connection.execute("PRAGMA journal_mode=WAL")
+            connection.execute("PRAGMA synchronous=NORMAL")
+
+        storage.engine.dispose()  # so that the next connection is made with the listener
+    return storage
+
+
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """A trial to train: what the sampler proposed, with the seed that makes it repeatable."""
+
+    trial_id: int
+    number: int
+    params: Params
+    seed: int
+    attempt: int
+
+
+@dataclass(frozen=True, slots=True)
+class Tally:
+    """How a study stands. `value` is the best trial's objective."""
+
+    target: int
+    n_complete: int
+    n_pruned: int
+    n_failed: int
+    value: float | None
+
+    @property
+    def n_finished(self) -> int:
+        return self.n_complete + self.n_pruned
+
+
+class Search:
+    """One study of one architecture, opened by one driver at a time."""
+
+    def __init__(
+        self, study: optuna.Study, description: Description, config: SweepConfig, resumed: bool
+    ) -> None:
+        self.study = study
+        self.description = description
+        self.config = config
+        self.resumed = resumed
+        self._space = {name: json_to_distribution(text) for name, text in description.space.items()}
+
+    @property
+    def name(self) -> str:
+        return str(self.study.study_name)
+
+    @property
+    def run_key(self) -> str:
+        """The key of the study's parent run."""
+        return str(self.study.user_attrs["run_key"])
+
+    @property
+    def config_fingerprint(self) -> str:
+        return str(self.study.user_attrs["config_fingerprint"])
+
+    @property
+    def pruner(self) -> optuna.pruners.BasePruner:
+        return build_pruner(self.config)
+
+    def recover(self) -> list[str]:
+        """Fails the trials that a dead driver left running, and enqueues them afresh.
+
+        Returns their run keys; a trial whose driver died before its run was begun has none.
+        """
+        left = self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
+        for trial in left:
+            self.retry(trial.number, "the driver died", charge=False)
+        return [t.user_attrs["run_key"] for t in left if "run_key" in t.user_attrs]
+
+    def ask(self) -> Ask | None:
+        """Proposes the next trial, or None when enough are finished or under way."""
+        trials = self.study.get_trials(deepcopy=False)
+        counted = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.RUNNING)
+        if self.gave_up or sum(t.state in counted for t in trials) >= self.config.trials:
+            return None
+        trial = self.study.ask(self._space)
+        attrs = trial.user_attrs
+        seed = attrs.get("seed", self._seed(trial.number))
+        trial.set_user_attr("seed", seed)
+        return Ask(trial._trial_id, trial.number, trial.params, seed, attrs.get("attempt", 1))
+
+    def set_run_key(self, ask: Ask, run_key: str) -> None:
+        self.study._storage.set_trial_user_attr(ask.trial_id, "run_key", run_key)
+
+    def tell(self, number: int, result: TrialResult) -> None:
+        """Writes down how a trial ended. A trial that was told already stays as it is."""
+        state = {
+            "complete": TrialState.COMPLETE,
+            "pruned": TrialState.PRUNED,
+            "failed": TrialState.FAIL,
+        }[result.state]
+        value = result.value if state is TrialState.COMPLETE else None
+        attrs = {
+            "weights_sha256": result.weights_sha256,
+            "best_epoch": result.best_epoch,
+            "reason": result.reason,
+        }
+        for key, attr in attrs.items():
+            if attr is not None:
+                with contextlib.suppress(optuna.exceptions.UpdateFinishedTrialError):
+                    self.study._storage.set_trial_user_attr(
+                        self._trial(number)._trial_id, key, attr
+                    )
+        self.study.tell(number, value, state=state, skip_if_finished=True)
+
+    def retry(self, number: int, reason: str, *, charge: bool) -> bool:
+        """Fails a trial whose process is gone, and enqueues the same params and seed afresh.
+
+        A trial that was begun and died `MAX_ATTEMPTS` times is not tried again. A crash between
+        the two steps costs the retry, and a new trial is asked for in its place.
+
+        Args:
+            reason: What happened.
+            charge: Whether the attempt counts; an interrupted or never begun one does not.
+
+        Returns:
+            Whether it was enqueued.
+        """
+        trial = self._trial(number)
+        attempt = trial.user_attrs.get("attempt", 1)
+        if charge and attempt >= MAX_ATTEMPTS:
+            reason = f"{reason}, {attempt} times"
+            self.tell(number, TrialResult("failed", None, None, None, reason=reason))
+            return False
+        self.study.tell(number, state=TrialState.FAIL, skip_if_finished=True)
+        self.study.enqueue_trial(
+            trial.params,
+            user_attrs={
+                "seed": trial.user_attrs.get("seed", self._seed(number)),
+                "retry_of": number,
+                "attempt": attempt + 1 if charge else attempt,
+            },
+        )
+        return True
+
+    def was_begun(self, number: int) -> bool:
+        """Tells whether a worker had begun the trial (else its death is not the trial's fault)."""
+        return bool(self._trial(number).user_attrs.get("started"))
+
+    def tally(self) -> Tally:
+        trials = self.study.get_trials(deepcopy=False)
+        count = {state: sum(t.state is state for t in trials) for state in TrialState}
+        best = self.best()
+        return Tally(
+            target=self.config.trials,
+            n_complete=count[TrialState.COMPLETE],
+            n_pruned=count[TrialState.PRUNED],
+            # An attempt that was made again is part of the trial that replaced it.
+            n_failed=count[TrialState.FAIL] - sum("retry_of" in t.user_attrs for t in trials),
+            value=None if best is None else best.value,
+        )
+
+    def best(self) -> FrozenTrial | None:
+        """Returns the complete trial with the highest value, the earliest of equals."""
+        complete = self.study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+        return max(complete, key=lambda t: (t.value or -math.inf, -t.number), default=None)
+
+    def set_candidate(self, trial: FrozenTrial) -> None:
+        """Notes that a trial's network is registered (its version follows when delivered)."""
+        self.study.set_user_attr("candidate_run_key", trial.user_attrs["run_key"])
+        self.study.set_user_attr("candidate_version", None)
+        self.study.set_user_attr("candidate_trial", trial.number)
+
+    def note_delivered(self, run_ids: Mapping[str, str], versions: Mapping[str, int]) -> None:
+        """Keeps what MLflow called the best trial's run and the candidate, by run key."""
+        attrs, best = self.study.user_attrs, self.best()
+        if attrs.get("candidate_run_key") in versions:
+            version = versions[attrs["candidate_run_key"]]
+            self.study.set_user_attr("candidate_version", version)
+        if best is not None and best.user_attrs["run_key"] in run_ids:
+            found = {"number": best.number, "run_id": run_ids[best.user_attrs["run_key"]]}
+            self.study.set_user_attr("best_run", found)
+
+    @property
+    def candidate_trial(self) -> int | None:
+        """The number of the trial that was registered last."""
+        return self.study.user_attrs.get("candidate_trial")
+
+    @property
+    def candidate_version(self) -> int | None:
+        """The candidate's version; None while it is not delivered."""
+        return self.study.user_attrs.get("candidate_version")
+
+    @property
+    def best_run_id(self) -> str | None:
+        """MLflow's id of the best trial's run; None while it is not delivered."""
+        best, found = self.best(), self.study.user_attrs.get("best_run")
+        if best is None or found is None or found["number"] != best.number:
+            return None
+        return str(found["run_id"])
+
+    @property
+    def gave_up(self) -> str | None:
+        """Why no more trials are asked for, if so many failed that something else is wrong."""
+        failed = [
+            t
+            for t in self.study.get_trials(deepcopy=False, states=(TrialState.FAIL,))
+            if "reason" in t.user_attrs
+        ]
+        if len(failed) < max(3, self.config.trials // 2):
+            return None
+        return f"{len(failed)} trials failed, the last with: {failed[-1].user_attrs['reason']}"
+
+    def _trial(self, number: int) -> FrozenTrial:
+        return self.study.get_trials(deepcopy=False)[number]
+
+    def _seed(self, number: int) -> int:
+        text = f"{self.config.seed}/{self.description.name}/{number}"
+        return int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "big")
+
+
+def build_pruner(config: SweepConfig) -> optuna.pruners.BasePruner:
+    """Returns the median rule, or from `HYPERBAND_FROM` trials Hyperband (Li et al. 2018)."""
+    if config.trials >= HYPERBAND_FROM:
+        return optuna.pruners.HyperbandPruner(min_resource=2, max_resource=config.epochs)
+    return optuna.pruners.MedianPruner(n_startup_trials=4, n_warmup_steps=2)
+
+
+def open_search(
+    storage: optuna.storages.RDBStorage,
+    name: str,
+    description: Description,
+    config: SweepConfig,
+    attrs: dict[str, Any],
+) -> Search:
+    """Opens a study by name, or makes it with its baseline as the first trial.
+
+    Raises:
+        UsageError: a study of this name searches something else.
+    """
+    resumed = name in optuna.get_all_study_names(storage)
+    offset = int(hashlib.sha256(description.name.encode()).hexdigest()[:4], 16)
+    study = optuna.create_study(
+        study_name=name,
+        storage=storage,
+        direction="maximize",
+        load_if_exists=True,
+        sampler=optuna.samplers.TPESampler(seed=(config.seed + offset) % 2**32),
+        pruner=build_pruner(config),
+    )
+    if resumed and study.user_attrs.get("config_fingerprint") != attrs["config_fingerprint"]:
+        raise UsageError(
+            f"the study {name!r} was begun with another dataset or config. "
+            "Give the same options, or another --study."
+        )
+    if "run_key" not in study.user_attrs:
+        # In this order: a study without its run key is one whose maker died just here, and is
+        # made whole by whoever opens it next.
+        study.enqueue_trial(description.baseline, skip_if_exists=True)
+        for key, value in attrs.items():
+            study.set_user_attr(key, value)
+    study.set_user_attr("target", config.trials)
+    return Search(study, description, config, resumed)
+
+
+@dataclass(frozen=True, slots=True)
+class StudyRecord:
+    """What the storage knows of a study without opening it."""
+
+    name: str
+    sweep: str
+    config_fingerprint: str
+    unfinished: bool
+
+
+def find_studies(storage: optuna.storages.RDBStorage) -> list[StudyRecord]:
+    """Returns the studies of all sweeps, oldest first."""
+    found = []
+    for study in optuna.get_all_study_summaries(storage):
+        attrs = study.user_attrs
+        if "run_key" not in attrs:
+            continue
+        trials = storage.get_all_trials(study._study_id, deepcopy=False)
+        n_finished = sum(t.state in (TrialState.COMPLETE, TrialState.PRUNED) for t in trials)
+        found.append(
+            StudyRecord(
+                study.study_name,
+                attrs["sweep"],
+                attrs["config_fingerprint"],
+                n_finished < attrs.get("target", 0) and "gave_up" not in attrs,
+            )
+        )
+    return found
+
+
+@contextlib.contextmanager
+def lock_sweep(home: Path, sweep: str) -> Iterator[None]:
+    """Holds a sweep for this driver; the operating system lets go of it when the process dies.
+
+    Raises:
+        MlopsError: another driver holds it.
+    """
+    folder = home / "sweeps" / sweep
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "driver.lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as err:
+            raise MlopsError(
+                f"the sweep {sweep!r} is under way in another process. "
+                "Wait for it, or give another --study."
+            ) from err
+        yield
+
+
+def is_locked(home: Path, sweep: str) -> bool:
+    """Tells whether a driver holds the sweep now."""
+    try:
+        with lock_sweep(home, sweep):
+            return False
+    except MlopsError:
+        return True

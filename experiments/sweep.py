@@ -1,0 +1,317 @@
+"""python -m experiments.sweep: search each architecture's hyperparameters on one dataset.
+
+The driver. It reads the config, starts workers and the tracking server, and then asks Optuna,
+submits to workers and tells Optuna, until every study has its trials. It imports no TensorFlow.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from experiments.config import SweepConfig, architecture_path
+from mlops.errors import MlopsError, UsageError
+from mlops.program import answer, answer_json, run_program, say
+from mlops.settings import Settings, quiet
+
+if TYPE_CHECKING:
+    from experiments.architectures import Description
+    from experiments.cluster import Cluster
+    from experiments.driver import Driver
+    from experiments.progress import Progress
+    from experiments.results import SweepResult
+    from mlops.data import Dataset
+
+
+def run_sweep(
+    config: SweepConfig,
+    *,
+    settings: Settings | None = None,
+    cluster: Cluster | None = None,
+    progress: Progress | None = None,
+) -> SweepResult:
+    """Runs a sweep to its end and returns what it found.
+
+    Args:
+        config: What to search.
+        settings: Where things live; by default as the environment says.
+        cluster: Workers to use; by default `config.n_workers` are started on this machine and end
+            with the sweep.
+        progress: Who is told how it goes; by default the terminal.
+
+    Raises:
+        UsageError: the config cannot be; nothing was created.
+        DataError: the dataset cannot be used; nothing was created.
+        MlopsError: see the message.
+
+    Example:
+        >>> result = run_sweep(SweepConfig(dataset="digits", architectures=("cnn",), trials=10))
+        >>> result.studies[0].best.value
+    """
+    from experiments.progress import open_progress
+    from experiments.study import open_storage
+    from mlops.data import load_dataset, open_dataset_store
+
+    quiet()
+    began = time.monotonic()
+    config.check()
+    settings = settings or Settings.from_env()
+    dataset = load_dataset(
+        config.dataset, kind=config.kind, label=config.label, split_seed=config.split_seed
+    )
+    store = open_dataset_store(settings.datasets_url)
+    with contextlib.ExitStack() as stack:
+        progress = stack.enter_context(progress or open_progress())
+        server_url = stack.enter_context(_open_tracking(settings))
+        progress.note(_introduce(config, dataset))
+        if cluster is None:
+            cluster = stack.enter_context(_start_workers(config, settings))
+        descriptions = _describe(config, dataset, cluster, progress)
+        store.put(dataset)
+        storage = open_storage(settings.study_url)
+        sweep_id = stack.enter_context(_choose_sweep(config, settings, storage, dataset, progress))
+        driver = stack.enter_context(
+            _open_driver(config, settings, dataset, sweep_id, cluster, progress, server_url)
+        )
+        driver.open_studies(storage, descriptions)
+        interrupted = driver.search(began)
+        return driver.finish(began, interrupted)
+
+
+def _introduce(config: SweepConfig, dataset: Dataset) -> str:
+    counts = dataset.counts()
+    rows = " x ".join(str(size) for size in dataset.input.shape)
+    return (
+        f"{dataset.name}: {len(dataset.y)} {dataset.input.kind}s of {rows}, "
+        f"{len(dataset.class_names)} classes; {counts['train']} to train, "
+        f"{counts['val']} to validate, {counts['test']} to test. "
+        f"Starting {config.n_workers} worker(s)."
+    )
+
+
+@contextlib.contextmanager
+def _open_tracking(settings: Settings) -> Iterator[Callable[[], str]]:
+    """Yields a function that waits for the tracking server and returns its address."""
+    if settings.tracking_uri is not None:
+        uri = settings.tracking_uri
+        yield lambda: uri
+        return
+    from mlops.server import open_server
+
+    with open_server(settings) as server:
+
+        def wait() -> str:
+            try:
+                server.wait()
+            except MlopsError as err:
+                raise ConnectionError(str(err)) from err
+            return str(server.url)
+
+        yield wait
+
+
+def _start_workers(
+    config: SweepConfig, settings: Settings
+) -> contextlib.AbstractContextManager[Cluster]:
+    from experiments.cluster import open_cluster
+
+    log = settings.home / "logs" / f"workers-{datetime.now(UTC):%Y%m%d-%H%M%S}.log"
+    return open_cluster(config.n_workers, config.threads, log)
+
+
+def _describe(
+    config: SweepConfig, dataset: Dataset, cluster: Cluster, progress: Progress
+) -> list[Description]:
+    """Lets a worker describe each architecture; says which do not take this data.
+
+    Raises:
+        UsageError: one cannot be imported, or none takes the data.
+    """
+    from experiments.architectures import describe
+
+    found = [
+        cluster.call(describe, architecture_path(name), dataset.input)
+        for name in config.architectures
+    ]
+    for one in found:
+        if one.left_out is not None:
+            progress.note(f"{one.name} is left out: it {one.left_out}.")
+    fits = [one for one in found if one.left_out is None]
+    if not fits:
+        raise UsageError(
+            f"none of {', '.join(config.architectures)} takes {dataset.input.kind}s; "
+            "give others with --architectures, or say what the rows are with --kind."
+        )
+    names = [one.name for one in fits]
+    if len(set(names)) < len(names):
+        raise UsageError(f"two architectures have one name: {', '.join(sorted(names))}.")
+    return fits
+
+
+@contextlib.contextmanager
+def _choose_sweep(
+    config: SweepConfig, settings: Settings, storage: Any, dataset: Dataset, progress: Progress
+) -> Iterator[str]:
+    """Finds the sweep to go on with, or names a new one; holds its lock."""
+    from experiments.study import find_studies, is_locked, lock_sweep
+
+    sweep = config.study
+    if sweep is None:
+        wanted = {
+            config.fingerprint(dataset.fingerprint, architecture_path(name))
+            for name in config.architectures
+        }
+        for record in reversed(find_studies(storage)):
+            if record.config_fingerprint not in wanted or not record.unfinished:
+                continue
+            if is_locked(settings.home, record.sweep):
+                progress.note(
+                    f"{record.sweep} searches the same in another process; beginning anew."
+                )
+                continue
+            sweep = record.sweep
+            break
+    if sweep is None:
+        experiment = config.experiment or dataset.name
+        sweep = f"{experiment}-{datetime.now(UTC):%Y%m%d-%H%M%S}".replace(" ", "-")
+        while is_locked(settings.home, sweep) or any(
+            record.sweep == sweep for record in find_studies(storage)
+        ):
+            sweep += "b"
+    with lock_sweep(settings.home, sweep):
+        yield sweep
+
+
+@contextlib.contextmanager
+def _open_driver(
+    config: SweepConfig,
+    settings: Settings,
+    dataset: Dataset,
+    sweep_id: str,
+    cluster: Cluster,
+    progress: Progress,
+    server_url: Callable[[], str],
+) -> Iterator[Driver]:
+    from experiments.driver import Driver
+    from experiments.runs import SweepRuns
+    from mlops.journal import Drain, Journal
+    from mlops.tracking import MlflowSink, open_client
+
+    folder = settings.home / "journal" / sweep_id
+    sinks: list[MlflowSink] = []
+
+    def open_sink() -> MlflowSink:
+        sinks.append(MlflowSink(open_client(server_url())))
+        return sinks[-1]
+
+    with Journal(folder, "driver") as journal, _interruptible() as stop:
+        drain = Drain(folder, open_sink).start()
+        runs = SweepRuns(journal, config, dataset, sweep_id)
+        try:
+            yield Driver(
+                config, settings, dataset, sweep_id, cluster, progress, runs, drain, sinks, stop
+            )
+        finally:
+            drain.stop()
+
+
+@contextlib.contextmanager
+def _interruptible() -> Iterator[threading.Event]:
+    """Turns SIGINT and SIGTERM into an event, so that the end is always an orderly one."""
+    stop = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield stop
+        return
+    before = {
+        number: signal.signal(number, lambda *_: stop.set())
+        for number in (signal.SIGINT, signal.SIGTERM)
+    }
+    try:
+        yield stop
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@dataclass(frozen=True)
+class Options:
+    """Options of the program; the sweep's own are in SweepConfig."""
+
+    config: SweepConfig = field(default_factory=SweepConfig)
+    json: bool = False
+    """Print the result as one JSON line."""
+    dry_run: bool = False
+    """Check everything and say what would be done; create nothing."""
+    debug: bool = False
+    """Show the traceback of an error."""
+
+
+def _main(options: Options) -> int:
+    from experiments.results import in_environment, leaderboard, next_steps
+
+    settings = Settings.from_env()
+    if options.dry_run:
+        answer(_rehearse(options.config, settings))
+        return 0
+    result = run_sweep(options.config, settings=settings)
+    if result.interrupted:
+        say("Interrupted; what is finished is kept. To go on, type:")
+        command = in_environment(settings, "python", "-m", "experiments.sweep", *sys.argv[1:])
+        say(f"  {command}")
+    else:
+        shown = say if options.json else answer
+        shown(leaderboard(result))
+        shown(next_steps(result, settings))
+    if options.json:
+        answer_json(result.to_json())
+    if result.interrupted:
+        return 130
+    return 0 if all(one.best for one in result.studies) else 1
+
+
+def _rehearse(config: SweepConfig, settings: Settings) -> str:
+    """Returns what a sweep would do. Workers are asked, nothing is kept."""
+    from experiments.cluster import open_cluster
+    from mlops.data import load_dataset
+
+    config.check()
+    dataset = load_dataset(
+        config.dataset, kind=config.kind, label=config.label, split_seed=config.split_seed
+    )
+    lines = [_introduce(config, dataset)]
+    with (
+        tempfile.TemporaryDirectory() as scratch,
+        open_cluster(1, config.threads, Path(scratch) / "workers.log") as cluster,
+    ):
+        from experiments.progress import Lines
+
+        for one in _describe(config, dataset, cluster, Lines()):
+            lines.append(f"{one.name}: {config.trials} trials of {config.epochs} epochs over")
+            lines += [f"  {name}: {space}" for name, space in one.space.items()]
+    lines.append(
+        f"Nothing was created. The experiment would be {config.experiment or dataset.name!r}."
+    )
+    return "\n".join(lines)
+
+
+def main(args: list[str] | None = None) -> int:
+    return run_program(
+        Options,
+        _main,
+        prog="python -m experiments.sweep",
+        description="Search each architecture's hyperparameters on one dataset, track every trial.",
+        args=args,
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())
