@@ -19,7 +19,7 @@ from experiments.architectures import Description
 from experiments.cluster import Cluster, WorkerDiedError
 from experiments.config import SweepConfig
 from experiments.progress import Progress
-from experiments.results import Best, Candidate, StudyResult, SweepResult
+from experiments.results import StudyResult, SweepResult, model_name, study_result
 from experiments.runs import SweepRuns
 from experiments.study import Ask, Search, open_search
 from experiments.trial import TrialTask, run_trial
@@ -114,6 +114,7 @@ class Driver:
             if not interrupted:
                 self._register_best(search)
             if search.gave_up is not None:
+                search.give_up(search.gave_up)
                 self.progress.note(f"{search.name}: given up; {search.gave_up}.")
             self.runs.end_parent(search, interrupted=interrupted)
         self.runs.journal.close()
@@ -213,7 +214,7 @@ class Driver:
             folder = Path(scratch) / "model"
             build_model_folder(network, spec, folder)
             run.register_candidate(
-                self._model_name(search),
+                model_name(self.runs.experiment, search),
                 folder,
                 {
                     "mlops.architecture": description.name,
@@ -228,35 +229,9 @@ class Driver:
         search.set_candidate(best)
 
     def _result(self, search: Search) -> StudyResult:
-        tally, best = search.tally(), search.best()
-        search.note_delivered(
-            run_ids=self.sinks[-1].run_ids if self.sinks else {},
-            versions=self.sinks[-1].versions if self.sinks else {},
-        )
-        has_candidate = search.candidate_trial is not None
-        return StudyResult(
-            architecture=search.description.name,
-            study=search.name,
-            objective=search.description.objective,
-            n_complete=tally.n_complete,
-            n_pruned=tally.n_pruned,
-            n_failed=tally.n_failed,
-            best=None
-            if best is None or best.value is None
-            else Best(
-                run_key=best.user_attrs["run_key"],
-                run_id=search.best_run_id,
-                number=best.number,
-                value=best.value,
-                params=best.params,
-            ),
-            candidate=Candidate(f"{self._model_name(search)}-candidates", search.candidate_version)
-            if has_candidate
-            else None,
-        )
-
-    def _model_name(self, search: Search) -> str:
-        return f"{self.runs.experiment}-{search.description.task}"
+        if self.sinks:
+            search.note_delivered(self.sinks[-1].run_ids, self.sinks[-1].versions)
+        return study_result(search, self.runs.experiment)
 
     def _tell_url(self) -> None:
         """Says where to look, once the server shows the sweep's experiment."""

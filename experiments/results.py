@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import os
-import shlex
-import shutil
-import sys
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mlops.program import command_line
+
 if TYPE_CHECKING:
+    from experiments.study import Search
     from mlops.settings import Settings
 
 
@@ -94,6 +92,36 @@ class SweepResult:
         }
 
 
+def study_result(search: Search, experiment: str) -> StudyResult:
+    """Returns how a study stands, from its storage."""
+    tally, best = search.tally(), search.best()
+    return StudyResult(
+        architecture=search.description.name,
+        study=search.name,
+        objective=search.description.objective,
+        n_complete=tally.n_complete,
+        n_pruned=tally.n_pruned,
+        n_failed=tally.n_failed,
+        best=None
+        if best is None or best.value is None
+        else Best(
+            run_key=best.user_attrs["run_key"],
+            run_id=search.best_run_id,
+            number=best.number,
+            value=best.value,
+            params=best.params,
+        ),
+        candidate=None
+        if search.candidate_trial is None
+        else Candidate(f"{model_name(experiment, search)}-candidates", search.candidate_version),
+    )
+
+
+def model_name(experiment: str, search: Search) -> str:
+    """Returns the name of the registered model that a study's best trial competes for."""
+    return f"{experiment}-{search.description.task}"
+
+
 def leaderboard(result: SweepResult) -> str:
     """Returns the leaderboard: best first, classifiers apart from VAEs."""
     rows = sorted(result.studies, key=lambda one: (one.objective, -_value(one)))
@@ -116,13 +144,13 @@ def next_steps(result: SweepResult, settings: Settings) -> str:
     """Returns where to look and the commands to type next, complete."""
     lines = ["", "Compare the runs in the MLflow UI:"]
     if settings.embedded:
-        lines.append(f"  {in_environment(settings, 'python', '-m', 'mlops.server')}")
+        lines.append(f"  {command_line('python', '-m', 'mlops.server')}")
     if result.ui_url is not None:
         lines.append(f"  {result.ui_url}")
     if result.undelivered:
         lines += [
             f"{result.undelivered} records are not delivered to the tracking server yet:",
-            f"  {in_environment(settings, 'python', '-m', 'mlops.sync')}",
+            f"  {command_line('python', '-m', 'mlops.sync')}",
         ]
     names = sorted(
         {
@@ -134,24 +162,8 @@ def next_steps(result: SweepResult, settings: Settings) -> str:
     if names:
         lines.append("Promote the best, then serve it:")
         for name in names:
-            lines.append(f"  {in_environment(settings, 'python', '-m', 'registry.promote', name)}")
+            lines.append(f"  {command_line('python', '-m', 'registry.promote', name)}")
     return "\n".join(lines)
-
-
-def in_environment(settings: Settings, *command: str) -> str:
-    """Returns a command as it must be typed here: with MLOPS_HOME where it is not the default."""
-    words = []
-    if os.environ.get("MLOPS_HOME"):
-        words.append(f"MLOPS_HOME={shlex.quote(str(settings.home))}")
-    program = command[0]
-    if program == "python" and not _is_first_on_path(program):
-        program = sys.executable
-    return " ".join([*words, shlex.join([program, *command[1:]])])
-
-
-def _is_first_on_path(program: str) -> bool:
-    found = shutil.which(program)
-    return found is not None and Path(found).parent == Path(sys.executable).parent
 
 
 def _value(one: StudyResult) -> float:

@@ -8,6 +8,7 @@ enqueues the same params afresh), and never a finished trial that is lost or ask
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import fcntl
 import hashlib
 import math
@@ -252,6 +253,10 @@ class Search:
             return None
         return str(found["run_id"])
 
+    def give_up(self, reason: str) -> None:
+        """Notes that the study is over before its time; the same command then begins anew."""
+        self.study.set_user_attr("gave_up", reason)
+
     @property
     def gave_up(self) -> str | None:
         """Why no more trials are asked for, if so many failed that something else is wrong."""
@@ -301,19 +306,28 @@ def open_search(
         sampler=optuna.samplers.TPESampler(seed=(config.seed + offset) % 2**32),
         pruner=build_pruner(config),
     )
+    resumed = resumed and "run_key" in study.user_attrs
     if resumed and study.user_attrs.get("config_fingerprint") != attrs["config_fingerprint"]:
         raise UsageError(
             f"the study {name!r} was begun with another dataset or config. "
             "Give the same options, or another --study."
         )
     if "run_key" not in study.user_attrs:
-        # In this order: a study without its run key is one whose maker died just here, and is
-        # made whole by whoever opens it next.
+        # A study without a run key is one whose maker died just here; whoever opens it next makes
+        # it whole.
         study.enqueue_trial(description.baseline, skip_if_exists=True)
-        for key, value in attrs.items():
+        # The run key comes last: a study that has one is whole.
+        described = {"description": dataclasses.asdict(description), **attrs}
+        for key, value in sorted(described.items(), key=lambda item: item[0] == "run_key"):
             study.set_user_attr(key, value)
     study.set_user_attr("target", config.trials)
     return Search(study, description, config, resumed)
+
+
+def reopen_search(storage: optuna.storages.RDBStorage, name: str, config: SweepConfig) -> Search:
+    """Opens a study to read from it, with the description it was made with."""
+    study = optuna.load_study(study_name=name, storage=storage)
+    return Search(study, Description(**study.user_attrs["description"]), config, resumed=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -323,6 +337,7 @@ class StudyRecord:
     name: str
     sweep: str
     config_fingerprint: str
+    n_finished: int
     unfinished: bool
 
 
@@ -340,6 +355,7 @@ def find_studies(storage: optuna.storages.RDBStorage) -> list[StudyRecord]:
                 study.study_name,
                 attrs["sweep"],
                 attrs["config_fingerprint"],
+                n_finished,
                 n_finished < attrs.get("target", 0) and "gave_up" not in attrs,
             )
         )

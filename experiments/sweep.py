@@ -12,7 +12,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from experiments.config import SweepConfig, architecture_path
 from mlops.errors import MlopsError, UsageError
-from mlops.program import answer, answer_json, run_program, say
+from mlops.program import answer, answer_json, command_line, run_program, say
 from mlops.settings import Settings, quiet
 
 if TYPE_CHECKING:
@@ -69,6 +69,11 @@ def run_sweep(
         config.dataset, kind=config.kind, label=config.label, split_seed=config.split_seed
     )
     store = open_dataset_store(settings.datasets_url)
+    if config.study is not None:
+        found = _find_finished(config, settings, dataset)
+        if found is not None:
+            say(f"The sweep {config.study!r} is finished; this is its result.")
+            return found
     with contextlib.ExitStack() as stack:
         progress = stack.enter_context(progress or open_progress())
         server_url = stack.enter_context(_open_tracking(settings))
@@ -85,6 +90,31 @@ def run_sweep(
         driver.open_studies(storage, descriptions)
         interrupted = driver.search(began)
         return driver.finish(began, interrupted)
+
+
+def _find_finished(config: SweepConfig, settings: Settings, dataset: Dataset) -> SweepResult | None:
+    """Returns the result of a sweep that is done, from the studies alone; None if it is not."""
+    from experiments.results import SweepResult, study_result
+    from experiments.study import find_studies, open_storage, reopen_search
+
+    storage = open_storage(settings.study_url)
+    wanted = {
+        config.fingerprint(dataset.fingerprint, architecture_path(name))
+        for name in config.architectures
+    }
+    records = [one for one in find_studies(storage) if one.sweep == config.study]
+    done = [one for one in records if one.config_fingerprint in wanted]
+    n_least = min((one.n_finished for one in done), default=0)
+    if len(done) < len(records) or n_least < config.trials or any(r.unfinished for r in done):
+        return None
+    experiment = config.experiment or dataset.name
+    studies = (reopen_search(storage, record.name, config) for record in done)
+    return SweepResult(
+        sweep_id=str(config.study),
+        experiment=experiment,
+        wall_s=0.0,
+        studies=tuple(study_result(search, experiment) for search in studies),
+    )
 
 
 def _introduce(config: SweepConfig, dataset: Dataset) -> str:
@@ -255,8 +285,8 @@ class Options:
     """Show the traceback of an error."""
 
 
-def _main(options: Options) -> int:
-    from experiments.results import in_environment, leaderboard, next_steps
+def _main(options: Options, typed: Sequence[str]) -> int:
+    from experiments.results import leaderboard, next_steps
 
     settings = Settings.from_env()
     if options.dry_run:
@@ -265,8 +295,7 @@ def _main(options: Options) -> int:
     result = run_sweep(options.config, settings=settings)
     if result.interrupted:
         say("Interrupted; what is finished is kept. To go on, type:")
-        command = in_environment(settings, "python", "-m", "experiments.sweep", *sys.argv[1:])
-        say(f"  {command}")
+        say(f"  {command_line('python', '-m', 'experiments.sweep', *typed)}")
     else:
         shown = say if options.json else answer
         shown(leaderboard(result))
@@ -303,10 +332,11 @@ def _rehearse(config: SweepConfig, settings: Settings) -> str:
     return "\n".join(lines)
 
 
-def main(args: list[str] | None = None) -> int:
+def main(args: Sequence[str] | None = None) -> int:
+    typed = sys.argv[1:] if args is None else args
     return run_program(
         Options,
-        _main,
+        lambda options: _main(options, typed),
         prog="python -m experiments.sweep",
         description="Search each architecture's hyperparameters on one dataset, track every trial.",
         args=args,

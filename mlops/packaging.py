@@ -627,8 +627,7 @@ class _Walk:
                 if value is not None and value is not False:
                     self.bad(where, f"sets {str(key)[:40]!r}, which Podium does not know")
             elif isinstance(value, dict):
-                if key not in ("layer", "backward_layer"):  # Bidirectional walks these itself
-                    self._helper(key, value, where)
+                self._helper(key, value, where)
             elif key in ("activation", "recurrent_activation"):
                 if value is not None and value not in _ACTIVATIONS:
                     self.bad(where, "has an activation that is not one of Keras' own")
@@ -844,14 +843,15 @@ class _Walk:
         module, name = self._identity(layer, where)
         rule = _LAYERS.get((module, name)) if isinstance(module, str) else None
         if rule is None:
-            self.bad(
-                where, f"is a {str(name)[:60]!r} of {str(module)[:60]!r}, not an allowed layer"
-            )
-        self._plain(layer["config"], where)
-        self._no_extras(layer, where)
+            found = f"{str(module)[:60]}.{str(name)[:60]}"
+            self.bad(where, f"is a {found}, which is not an allowed layer")
         config = layer["config"]
+        self._no_extras(layer, where)
         if name == "Bidirectional":
+            directions = ("layer", "backward_layer")  # walked as the layers they are
+            self._plain({k: v for k, v in config.items() if k not in directions}, where)
             return self._bidirectional(config, inputs, where)
+        self._plain(config, where)
         try:
             return rule(_Config(config), inputs)
         except (KeyError, TypeError, ValueError, IndexError, ArithmeticError) as err:

@@ -9,9 +9,13 @@ from __future__ import annotations
 
 import json
 import math
+import os
+import shlex
+import shutil
 import sys
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 from mlops.errors import MlopsError
@@ -80,6 +84,23 @@ def answer(result: str) -> None:
 def answer_json(result: dict[str, Any]) -> None:
     """Writes the result as one JSON line, the last on stdout. NaN and infinity become null."""
     print(json.dumps(_plain(result), allow_nan=False), flush=True)
+
+
+def command_line(program: str, *args: str, env: Mapping[str, str] | None = None) -> str:
+    """Returns a command complete, as a person must type it in the shell this was started from.
+
+    That is with the settings it needs, and with this environment's programs first on the path
+    where the shell has not activated it.
+    """
+    words = [f"{name}={shlex.quote(value)}" for name, value in (env or {}).items()]
+    home = os.environ.get("MLOPS_HOME")
+    if home and program == "python":
+        words.append(f"MLOPS_HOME={shlex.quote(home)}")
+    programs = Path(sys.executable).parent
+    found = shutil.which(program)
+    if found is None or Path(found).parent != programs:
+        words.append(f"PATH={shlex.quote(str(programs))}:$PATH")
+    return " ".join([*words, shlex.join([program, *args])])
 
 
 def _plain(value: Any) -> Any:

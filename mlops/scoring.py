@@ -411,6 +411,8 @@ class _Model:
 
 
 def _labels(params: Mapping[str, Any] | None) -> bool:
+    # MLflow judges params by the signature first: it drops unknown ones with a line in its log, and
+    # answers a `labels` of another type itself. This is for who calls the model without MLflow.
     params = {} if params is None else params
     if not isinstance(params, Mapping) or set(params) - {"labels"}:
         _refuse("params hold something else than labels (true or false)")

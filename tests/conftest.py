@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import pytest
 
+from experiments.cluster import Cluster, open_cluster
 from mlops.server import open_server
 from mlops.settings import Settings, quiet
 
@@ -31,3 +32,10 @@ def tracking(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Tracking]:
     with open_server(settings) as server:
         server.wait()
         yield Tracking(settings, server.url)
+
+
+@pytest.fixture(scope="session")
+def workers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    """Two worker processes with TensorFlow in them, for all tests that train in workers."""
+    with open_cluster(2, 1, tmp_path_factory.mktemp("workers") / "workers.log") as cluster:
+        yield cluster

@@ -83,7 +83,7 @@ class Architecture(ABC):
         """Returns the model that is packaged: from raw rows to class probabilities."""
         import keras
 
-        return keras.Model(model.inputs, keras.layers.Softmax()(model.outputs[0]))
+        return keras.Model(model.input, keras.layers.Softmax()(model.output))
 
     def likelihood(self, data: InputSpec) -> str | None:
         """Returns the VAE's likelihood, "bernoulli" or "gaussian"; None for a classifier."""

@@ -11,23 +11,23 @@ from typing import Any
 import keras
 
 from mlops.data import InputSpec
+from mlops.evaluation import scale_constants
 
 
 def scaled_input(data: InputSpec) -> tuple[Any, Any]:
     """Returns the input tensor `(n, *data.shape)` and its scaled form, float32, same shape.
 
-    Images are scaled to [0, 1]: by 255 if they are bytes, else by the training rows' range. Tables
-    and sequences are standardised: mean 0 and variance 1 over the training rows, for each feature.
+    Images are scaled to [0, 1], tables and sequences standardised: `scale_constants` says how.
     """
     inputs = keras.Input(data.shape, dtype=data.dtype, name="rows")
+    offset, scale = scale_constants(data)
     if data.kind == "image":
-        low, high = (0.0, 255.0) if data.dtype == "uint8" else (data.low, data.high)
-        span = (high - low) or 1.0
-        layer = keras.layers.Rescaling(1.0 / span, offset=-low / span, name="scale")
+        span = float(scale[0])
+        layer = keras.layers.Rescaling(1.0 / span, offset=-float(offset[0]) / span, name="scale")
     else:
-        # A feature that never changed carries nothing: 1 keeps it from being blown up.
-        variance = [value if value > 0.0 else 1.0 for value in data.variance]
-        layer = keras.layers.Normalization(mean=list(data.mean), variance=variance, name="scale")
+        layer = keras.layers.Normalization(
+            mean=offset.tolist(), variance=(scale**2).tolist(), name="scale"
+        )
     return inputs, layer(inputs)
 
 

@@ -87,7 +87,7 @@ class VAE(Architecture):
     def to_package(self, model: keras.Model) -> keras.Model:
         """Returns raw rows -> (scaled rows, reconstruction at the mean, z_mean, z_log_var)."""
         scaled, z_mean, z_log_var = model.encoder.outputs
-        return keras.Model(model.encoder.inputs, [scaled, model.decoder(z_mean), z_mean, z_log_var])
+        return keras.Model(model.encoder.input, [scaled, model.decoder(z_mean), z_mean, z_log_var])
 
     def likelihood(self, data: InputSpec) -> str:
         return "bernoulli" if data.kind == "image" else "gaussian"

@@ -21,6 +21,7 @@ from packaged_models import (
     KINDS,
     MARK,
     PYTHON_FORMS,
+    WARNINGS_OF_VENDORS,
     Packaged,
     bad_bodies,
     build,
@@ -30,10 +31,7 @@ from packaged_models import (
 from mlops.packaging import load_model
 from mlops.scoring import CHUNK_ROWS, gaussian_kl, reconstruction_error
 
-# Keras' variables lack the copy argument that NumPy 2 asks __array__ for.
-pytestmark = pytest.mark.filterwarnings(
-    "ignore:__array__ implementation doesn't accept a copy keyword:DeprecationWarning"
-)
+pytestmark = WARNINGS_OF_VENDORS
 
 Post = Callable[..., tuple[int, str]]
 

@@ -1,0 +1,56 @@
+# Everything from a clean clone. Each line below is all that its job takes; `make` alone lists them.
+PYTHON ?= python3
+BIN := .venv/bin
+NAME ?= digits-classifier
+PORT ?= 5001
+# uv, where a person has it, installs the same locked files in a tenth of the time.
+INSTALL := $(if $(shell command -v uv),uv pip install -q --python $(BIN)/python,$(BIN)/python -m pip install -q --disable-pip-version-check)
+
+.DEFAULT_GOAL := help
+.PHONY: help setup sweep ui promote serve test test-system lint bench lock
+
+help:         ## List the jobs.
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
+
+setup: $(BIN)/.ready  ## Make .venv with the locked dependencies and Podium itself.
+
+sweep: $(BIN)/.ready  ## Search all four architectures on the digits; ARGS="--trials 5" goes on to the program.
+	$(BIN)/python -m experiments.sweep $(ARGS)
+
+ui: $(BIN)/.ready     ## Open the tracking server and its UI until Ctrl-C.
+	$(BIN)/python -m mlops.server $(ARGS)
+
+promote: $(BIN)/.ready  ## Make the best candidate of NAME (digits-classifier) the champion.
+	$(BIN)/python -m registry.promote $(NAME) $(ARGS)
+
+serve: $(BIN)/.ready  ## Serve NAME's champion on PORT (5001) with stock mlflow, from the embedded store.
+	PATH="$(CURDIR)/$(BIN):$$PATH" MLFLOW_DISABLE_TELEMETRY=true MLFLOW_TRACKING_URI="$${MLFLOW_TRACKING_URI:-sqlite:///$${MLOPS_HOME:-$(CURDIR)/.mlops}/mlflow.db}" mlflow models serve -m "models:/$(NAME)@champion" --env-manager local --port $(PORT)
+
+test: $(BIN)/.dev     ## Run the tests that need nothing but Python.
+	$(BIN)/python -m pytest -q -m "not system" $(ARGS)
+
+test-system: $(BIN)/.dev  ## Run the tests that need a system program (a browser).
+	@$(BIN)/python tests/system_programs.py
+	$(BIN)/python -m pytest -q -m system $(ARGS)
+
+lint: $(BIN)/.dev     ## Check style, types and the direction of imports.
+	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy && $(BIN)/lint-imports --no-cache
+
+bench: $(BIN)/.dev    ## Run the benchmarks and print their tables.
+	for one in benchmarks/*.py; do $(BIN)/python $$one || exit 1; done
+
+lock:         ## Resolve the dependencies anew (needs uv).
+	uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header --no-annotate pyproject.toml -o requirements.lock
+	uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header --no-annotate --extra dev -c requirements.lock pyproject.toml -o requirements-dev.lock
+
+$(BIN)/python:
+	$(PYTHON) -m venv .venv
+
+$(BIN)/.ready: requirements.lock pyproject.toml | $(BIN)/python
+	$(INSTALL) --require-hashes -r requirements.lock
+	$(INSTALL) --no-deps -e .
+	@touch $@
+
+$(BIN)/.dev: requirements-dev.lock $(BIN)/.ready
+	$(INSTALL) --require-hashes -r requirements-dev.lock
+	@touch $@

@@ -1,0 +1,44 @@
+"""podium PROGRAM ...: one command for all programs. Their options are their own."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+
+from mlops.errors import choose
+from mlops.program import answer, say
+
+PROGRAMS = {
+    "sweep": ("experiments.sweep", "search each architecture's hyperparameters on a dataset"),
+    "promote": ("registry.promote", "make the best candidate the champion, if every gate passes"),
+    "server": ("mlops.server", "run the embedded tracking server and its UI"),
+    "sync": ("mlops.sync", "deliver what dead processes left in the journal"),
+}
+
+
+def main(args: list[str] | None = None) -> int:
+    """Runs a program by its short name; imports nothing of the others."""
+    args = sys.argv[1:] if args is None else args
+    if not args or args[0] in ("-h", "--help"):
+        lines = [f"  {name:<9}{what}" for name, (_, what) in PROGRAMS.items()]
+        answer(
+            "\n".join(
+                [
+                    "usage: podium PROGRAM [options]",
+                    "",
+                    *lines,
+                    "",
+                    "podium PROGRAM --help tells a program's options.",
+                ]
+            )
+        )
+        return 0
+    if args[0] not in PROGRAMS:
+        say(f"podium: unknown program {args[0]!r}; {choose(args[0], PROGRAMS)}")
+        return 2
+    module = importlib.import_module(PROGRAMS[args[0]][0])
+    return int(module.main(args[1:]))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

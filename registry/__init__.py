@@ -1,0 +1,1 @@
+"""From candidate to production: gates, releases, the alias `champion`."""

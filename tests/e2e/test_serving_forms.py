@@ -1,0 +1,137 @@
+"""Every input form through stock `mlflow models serve`, in a process of its own."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from packaged_models import HTTP_FORMS, JSON, WARNINGS_OF_VENDORS, Packaged, bad_bodies, build
+
+pytestmark = WARNINGS_OF_VENDORS
+
+# The scoring server's code runs for all five kinds in tests/mlops/test_scoring.py; here the two
+# that differ most go through the real process.
+SERVED = ("table", "vae")
+
+
+@dataclass(frozen=True, slots=True)
+class Served:
+    packaged: Packaged
+    url: str
+
+    def post(self, body: Any, content_type: str = JSON) -> tuple[int, str]:
+        content = body if isinstance(body, bytes) else json.dumps(body).encode()
+        request = urllib.request.Request(
+            f"{self.url}/invocations", content, {"content-type": content_type}
+        )
+        try:
+            with urllib.request.urlopen(request, timeout=30) as reply:
+                return reply.status, reply.read().decode()
+        except urllib.error.HTTPError as err:
+            return err.code, err.read().decode()
+
+
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])
+
+
+def start(packaged: Packaged, port: int) -> subprocess.Popen[bytes]:
+    env = dict(os.environ)
+    env["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), env.get("PATH", "")])
+    command = [sys.executable, "-m", "mlflow", "models", "serve", "--env-manager", "local"]
+    command += ["-m", str(packaged.folder), "--host", "127.0.0.1", "--port", str(port)]
+    log = packaged.folder.with_suffix(".log").open("wb")
+    with log:
+        return subprocess.Popen(command, env=env, stdout=log, stderr=log, start_new_session=True)
+
+
+def wait(process: subprocess.Popen[bytes], url: str, log: Path) -> None:
+    deadline = time.monotonic() + 240
+    while time.monotonic() < deadline:
+        assert process.poll() is None, log.read_text()[-3000:]
+        try:
+            with urllib.request.urlopen(f"{url}/ping", timeout=5):
+                return
+        except OSError:
+            time.sleep(0.2)
+    pytest.fail(f"no answer in 240 s: {log.read_text()[-3000:]}")
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Served]]:
+    root = tmp_path_factory.mktemp("served")
+    processes: list[subprocess.Popen[bytes]] = []
+    found: dict[str, Served] = {}
+    try:
+        for kind in SERVED:
+            packaged, port = build(root, kind), free_port()
+            processes.append(start(packaged, port))
+            found[kind] = Served(packaged, f"http://127.0.0.1:{port}")
+        for process, server in zip(processes, found.values(), strict=True):
+            wait(process, server.url, server.packaged.folder.with_suffix(".log"))
+        yield found
+    finally:
+        for process in processes:  # its group: SIGTERM to the parent alone orphans uvicorn
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+
+
+@pytest.mark.parametrize("kind", SERVED)
+@pytest.mark.parametrize("form", HTTP_FORMS)
+def test_every_form_over_http_gives_the_same_answer(
+    served: dict[str, Served], kind: str, form: str
+) -> None:
+    server = served[kind]
+    content_type, body = HTTP_FORMS[form](server.packaged.rows, server.packaged.spec)
+    status, text = server.post(body, content_type)
+    assert status == 200, text
+    answer = json.loads(text)["predictions"]
+    if kind == "vae":
+        x, logits, mean, log_var = (np.asarray(o, np.float64) for o in server.packaged.outputs)
+        error = (np.logaddexp(0, logits) - x * logits).sum(axis=(1, 2, 3))
+        kl = 0.5 * (mean**2 + np.exp(log_var) - log_var - 1).sum(axis=1)
+        expected = {"reconstruction_error": error, "kl": kl, "anomaly_score": error + kl}
+        for name, values in expected.items():
+            assert [row[name] for row in answer] == pytest.approx(values.tolist(), rel=1e-5)
+    else:
+        np.testing.assert_allclose(answer, server.packaged.outputs[0], atol=1e-6)
+
+
+def test_labels_over_http(served: dict[str, Served]) -> None:
+    packaged = served["table"].packaged
+    body = {"inputs": packaged.rows.tolist(), "params": {"labels": True}}
+    _, text = served["table"].post(body)
+    best = packaged.outputs[0].argmax(axis=1)
+    labels = [row["label"] for row in json.loads(text)["predictions"]]
+    assert labels == [packaged.spec.class_names[i] for i in best]
+
+
+@pytest.mark.parametrize("kind", SERVED)
+def test_bad_input_over_http_is_a_400_without_data_or_trace(
+    served: dict[str, Served], kind: str
+) -> None:
+    for name, (body, piece) in bad_bodies(kind).items():
+        status, text = served[kind].post(body)
+        assert status == 400, (name, text)
+        assert piece in json.loads(text)["message"], (name, text)
+        assert "Traceback" not in text and "71234567" not in text, (name, text)
+
+
+def test_serving_leaves_the_folder_as_it_was(served: dict[str, Served]) -> None:
+    for server in served.values():
+        assert not list(server.packaged.folder.rglob("__pycache__"))

@@ -1,0 +1,230 @@
+"""The driver's side against real SQLite storage, without training anything."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from optuna.distributions import FloatDistribution, distribution_to_json
+from optuna.trial import TrialState
+
+from experiments.architectures import Description
+from experiments.config import SweepConfig
+from experiments.study import (
+    MAX_ATTEMPTS,
+    Search,
+    find_studies,
+    is_locked,
+    lock_sweep,
+    open_search,
+    open_storage,
+    reopen_search,
+)
+from experiments.trial import TrialResult
+from mlops.errors import MlopsError, UsageError
+
+DESCRIPTION = Description(
+    path="module:Thing",
+    name="thing",
+    task="classifier",
+    objective="val_accuracy",
+    left_out=None,
+    space={"x": distribution_to_json(FloatDistribution(0.0, 1.0))},
+    baseline={"x": 0.25},
+    likelihood=None,
+)
+Opener = Callable[..., Search]
+
+
+def complete(value: float) -> TrialResult:
+    return TrialResult("complete", value, 0, "00")
+
+
+@pytest.fixture
+def opener(tmp_path: Path) -> Opener:
+    url = f"sqlite:///{tmp_path / 'deep' / 'studies.db'}"
+
+    def open_it(trials: int = 3, seed: int = 0, fingerprint: str = "f", key: str = "k") -> Search:
+        attrs = {
+            "sweep": "s",
+            "architecture_path": "module:Thing",
+            "config_fingerprint": fingerprint,
+            "run_key": key,
+        }
+        config = SweepConfig(trials=trials, seed=seed)
+        return open_search(open_storage(url), "s-thing", DESCRIPTION, config, attrs)
+
+    return open_it
+
+
+def finish(search: Search, value: float = 0.5) -> int:
+    ask = search.ask()
+    assert ask is not None
+    search.tell(ask.number, complete(value))
+    return ask.number
+
+
+def test_the_first_trial_is_the_baseline(opener: Opener) -> None:
+    ask = opener().ask()
+    assert ask is not None
+    assert (ask.number, ask.params, ask.attempt) == (0, {"x": 0.25}, 1)
+
+
+def test_it_asks_until_enough_are_finished_or_under_way(opener: Opener) -> None:
+    search = opener(trials=2)
+    assert search.ask() is not None
+    assert search.ask() is not None
+    assert search.ask() is None
+
+
+def test_a_failed_trial_is_asked_for_again_and_counted(opener: Opener) -> None:
+    search = opener(trials=1)
+    ask = search.ask()
+    assert ask is not None
+    search.tell(ask.number, TrialResult("failed", None, None, None, reason="it diverged"))
+    assert finish(search) == 1
+    tally = search.tally()
+    assert (tally.n_complete, tally.n_pruned, tally.n_failed) == (1, 0, 1)
+
+
+def test_a_pruned_trial_is_finished_and_never_the_best(opener: Opener) -> None:
+    search = opener(trials=2)
+    ask = search.ask()
+    assert ask is not None
+    search.tell(ask.number, TrialResult("pruned", 0.99, 1, "00"))
+    assert search.best() is None
+    number = finish(search, 0.5)
+    best = search.best()
+    assert best is not None and best.number == number
+    assert search.ask() is None
+
+
+def test_of_equal_trials_the_earliest_is_the_best(opener: Opener) -> None:
+    search = opener()
+    for _ in range(3):
+        finish(search, 0.5)
+    best = search.best()
+    assert best is not None and best.number == 0
+
+
+def test_a_trial_whose_process_died_is_tried_again_with_the_same_params_and_seed(
+    opener: Opener,
+) -> None:
+    search = opener(trials=1)
+    first = search.ask()
+    assert first is not None
+    for attempt in range(2, MAX_ATTEMPTS + 1):
+        assert search.retry(first.number + attempt - 2, "killed", charge=True)
+        again = search.ask()
+        assert again is not None
+        assert (again.params, again.seed, again.attempt) == (first.params, first.seed, attempt)
+    assert not search.retry(again.number, "killed", charge=True)
+    assert search.tally().n_failed == 1
+    failed = search.study.trials[again.number]
+    assert failed.user_attrs["reason"] == f"killed, {MAX_ATTEMPTS} times"
+
+
+def test_an_attempt_that_never_began_is_not_charged(opener: Opener) -> None:
+    search = opener()
+    ask = search.ask()
+    assert ask is not None
+    assert not search.was_begun(ask.number)
+    search.retry(ask.number, "a neighbour died", charge=False)
+    again = search.ask()
+    assert again is not None and again.attempt == 1
+
+
+def test_a_new_driver_retries_what_a_dead_one_left_and_keeps_what_is_finished(
+    opener: Opener,
+) -> None:
+    dead = opener(key="first")
+    finish(dead, 0.7)
+    left = dead.ask()
+    assert left is not None
+    dead.set_run_key(left, "run of the dead")
+
+    search = opener(key="second")
+    assert search.resumed
+    assert search.run_key == "first"
+    assert search.recover() == ["run of the dead"]
+    again = search.ask()
+    assert again is not None and again.params == left.params and again.seed == left.seed
+    assert search.tally().n_complete == 1
+    assert search.tally().n_failed == 0
+    search.tell(again.number, complete(0.6))
+    finish(search)
+    assert search.ask() is None
+    states = [trial.state for trial in search.study.trials]
+    assert states.count(TrialState.COMPLETE) == 3
+
+
+def test_telling_twice_keeps_the_first_word(opener: Opener) -> None:
+    search = opener()
+    number = finish(search, 0.5)
+    search.tell(number, complete(0.9))
+    assert search.study.trials[number].value == 0.5
+
+
+def test_one_seed_proposes_the_same_trials_again(opener: Opener, tmp_path: Path) -> None:
+    def proposals(name: str, seed: int) -> list[float]:
+        storage = open_storage(f"sqlite:///{tmp_path / name}.db")
+        config = SweepConfig(trials=14, seed=seed)
+        attrs = {"sweep": "s", "config_fingerprint": "f", "run_key": "k"}
+        search = open_search(storage, "n", DESCRIPTION, config, attrs)
+        found = []
+        for _ in range(14):
+            ask = search.ask()
+            assert ask is not None
+            found.append(ask.params["x"])
+            search.tell(ask.number, complete(-((ask.params["x"] - 0.6) ** 2)))
+        return found
+
+    assert proposals("one", 1) == proposals("two", 1) != proposals("three", 2)
+
+
+def test_so_many_failures_that_something_else_is_wrong_end_the_study(opener: Opener) -> None:
+    search = opener(trials=4)
+    for _ in range(3):
+        ask = search.ask()
+        assert ask is not None
+        search.tell(ask.number, TrialResult("failed", None, None, None, reason="no such column"))
+    assert search.ask() is None
+    assert search.gave_up == "3 trials failed, the last with: no such column"
+
+
+def test_a_study_of_this_name_with_another_config_is_refused(opener: Opener) -> None:
+    opener(fingerprint="one")
+    with pytest.raises(UsageError, match="begun with another dataset or config"):
+        opener(fingerprint="two")
+
+
+def test_a_study_is_unfinished_until_it_has_its_trials_or_was_given_up(opener: Opener) -> None:
+    search = opener(trials=2)
+    storage = search.study._storage
+    finish(search)
+    assert [one.unfinished for one in find_studies(storage)] == [True]
+    finish(search)
+    assert [(one.unfinished, one.n_finished) for one in find_studies(storage)] == [(False, 2)]
+    assert opener(trials=5).ask() is not None
+    assert [one.unfinished for one in find_studies(storage)] == [True]
+    search.give_up("for a test")
+    assert [one.unfinished for one in find_studies(storage)] == [False]
+
+
+def test_a_study_can_be_read_without_a_worker_to_describe_it(opener: Opener) -> None:
+    search = opener()
+    finish(search, 0.75)
+    reread = reopen_search(search.study._storage, "s-thing", search.config)
+    assert reread.description == DESCRIPTION
+    assert reread.tally().value == 0.75
+
+
+def test_one_driver_a_sweep(tmp_path: Path) -> None:
+    with lock_sweep(tmp_path, "s"):
+        assert is_locked(tmp_path, "s")
+        with pytest.raises(MlopsError, match="under way in another process"), lock_sweep(
+            tmp_path, "s"
+        ):
+            pass
+    assert not is_locked(tmp_path, "s")

@@ -1,0 +1,84 @@
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import keras
+import numpy as np
+import pytest
+from optuna.distributions import BaseDistribution
+
+from experiments.architectures import Architecture
+from experiments.architectures.preprocessing import compile_classifier, scaled_input
+from experiments.config import BUILT_IN
+from experiments.trial import open_architecture, train
+from mlops.data import Dataset, InputSpec, load_dataset
+
+
+@pytest.fixture(scope="module")
+def digits() -> Iterator[Dataset]:
+    yield load_dataset("digits")
+
+
+class Linear(Architecture):
+    name = "linear"
+    kinds = ("image",)
+
+    def space(self, data: InputSpec) -> dict[str, BaseDistribution]:
+        return {}
+
+    def baseline(self, data: InputSpec) -> dict[str, Any]:
+        return {}
+
+    def build(self, params: dict[str, Any], data: InputSpec, n_classes: int) -> keras.Model:
+        inputs, x = scaled_input(data)
+        logits = keras.layers.Dense(n_classes)(keras.layers.Flatten()(x))
+        return compile_classifier(keras.Model(inputs, logits), params["learning_rate"])
+
+
+def test_the_same_seed_gives_the_same_weights_and_another_seed_others(digits: Dataset) -> None:
+    dnn = open_architecture(BUILT_IN["dnn"])
+    params = dnn.baseline(digits.input)
+    one, again = (train(dnn, params, digits, seed=7, epochs=2) for _ in range(2))
+    other = train(dnn, params, digits, seed=8, epochs=2)
+    assert one.weights_sha256 == again.weights_sha256 != other.weights_sha256
+
+
+def test_the_model_has_the_best_epochs_weights_and_the_first_of_equals(digits: Dataset) -> None:
+    # A learning rate this high makes later epochs worse now and then.
+    trained = train(Linear(), {"learning_rate": 0.5}, digits, seed=3, epochs=6)
+    values = [row["val_accuracy"] for row in trained.history]
+    assert trained.best_epoch == int(np.argmax(values)) != len(values) - 1
+    x, y = digits.part("val")
+    predicted = np.asarray(trained.model(x)).argmax(axis=1)
+    assert np.isclose((predicted == y).mean(), max(values))
+
+
+def test_each_epoch_is_told_with_the_names_that_all_classifiers_share(digits: Dataset) -> None:
+    told: list[tuple[int, dict[str, float]]] = []
+
+    def stop_after_two(epoch: int, metrics: dict[str, float]) -> bool:
+        told.append((epoch, metrics))
+        return epoch == 1
+
+    trained = train(
+        Linear(), {"learning_rate": 0.01}, digits, seed=3, epochs=9, on_epoch=stop_after_two
+    )
+    assert trained.stopped
+    assert [epoch for epoch, _ in told] == [0, 1]
+    assert set(told[0][1]) == {
+        "train_loss",
+        "train_accuracy",
+        "val_loss",
+        "val_accuracy",
+        "learning_rate",
+        "epoch_s",
+    }
+
+
+def test_a_loss_that_is_not_finite_ends_the_training_and_what_came_before_counts(
+    digits: Dataset,
+) -> None:
+    never = train(Linear(), {"learning_rate": float("inf")}, digits, seed=3, epochs=5)
+    assert never.value is None
+    assert len(never.history) == 1
