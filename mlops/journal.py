@@ -5,15 +5,19 @@ network. A drain, in another thread or another process, reads the files and send
 
 A journal is a text file of one line a record: `<crc32> <sequence number> <JSON>`. A line that
 `append` returned from is in the operating system's hands (it survives kill -9 of the writer); a
-background thread calls fsync at most `COMMIT_WINDOW_S` later (power loss costs no more than that).
-A tail without its newline is a write that was cut short and is dropped; a whole line with a wrong
-checksum is damage and is named.
+background thread calls fsync at most `COMMIT_WINDOW_S` later (power loss costs no more than that
+and the fsync itself). A tail without its newline is a write that was cut short and is dropped; a
+whole line with a wrong checksum is damage and is named.
 
 Files of one sweep lie in one folder, beside the files they mention:
 
-    <home>/journal/<sweep>/<time>-<role>-<pid>.journal   records
+    <home>/journal/<sweep>/<time>-<role>-<pid>.journal   records; locked as long as its writer lives
     <home>/journal/<sweep>/<the same>.sent               how many bytes of it are delivered
-    <home>/journal/<sweep>/files/<random>/...            artifacts that wait for delivery
+    <home>/journal/<sweep>/<the same>.files/<random>/    artifacts that wait for delivery
+    <home>/journal/<sweep>/drain.lock                    locked by the one that delivers the folder
+
+Whether a writer lives is asked of the kernel, by the lock, and not of its pid: a pid is used again,
+and start times move when a machine's clock is set.
 """
 
 from __future__ import annotations
@@ -32,14 +36,15 @@ import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
-
-import psutil
+from typing import Any, BinaryIO, Literal, Protocol
 
 from mlops.errors import TrackingError
 
 COMMIT_WINDOW_S = 0.1
 CHUNK_RECORDS = 1000
+LOOK_EVERY_S = 0.25
+LOOK_AT_LEAST_EVERY_S = 5.0
+STALE_DRAFT_S = 3600.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,62 +63,119 @@ class Journal:
 
     `append` may be called from several threads. Close it: that fsyncs, and lets a drain that has
     delivered everything remove the file.
+
+    Args:
+        folder: The sweep's journal folder; made if it is not there.
+        role: A word for the file's name: who writes.
+        fsync: Makes a file descriptor's content survive a power loss; raises OSError.
+
+    Raises:
+        TrackingError: the file cannot be made.
     """
 
-    def __init__(self, folder: Path, role: str) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
+    def __init__(self, folder: Path, role: str, *, fsync: Callable[[int], None] = os.fsync) -> None:
         self.folder = folder
+        self._fsync = fsync
+        self._lock = threading.Lock()
+        self._dirty = threading.Event()
+        self._closing = threading.Event()
+        self._failed: OSError | None = None
+        self._sequence = 0
+        self._end = 0
+        self._torn = False
         # Sorted by name, journals are in the order in which they were begun.
         self.path = folder / f"{time.time_ns():020d}-{role}-{os.getpid()}.journal"
-        self._file = self.path.open("xb", buffering=0)
-        self._lock = threading.Lock()
-        self._sequence = 0
-        self._dirty = threading.Event()
-        self._closed = False
-        self.append("open", "", **this_process())
+        try:
+            self._fd = self._begin()
+        except OSError as err:
+            raise TrackingError(
+                f"no journal can be made in {str(folder)!r}: {err}. Free some disk space there, "
+                "or let MLOPS_HOME name a folder that can be written and locked."
+            ) from err
         self._committer = threading.Thread(target=self._commit, name="journal-fsync", daemon=True)
         self._committer.start()
+
+    def _begin(self) -> int:
+        # A journal has its lock and its header before it has its name, so that nobody takes one
+        # that is being made for one whose writer died.
+        draft = self.path.with_suffix(".journal-draft")
+        fd = _open_draft(draft)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX)
+            self._write(fd, json.dumps({"kind": "open", "run": "", **_this_process()}))
+            self._fsync(fd)
+            draft.rename(self.path)
+            _fsync_folder(self.folder, self._fsync)
+        except BaseException:
+            draft.unlink(missing_ok=True)
+            os.close(fd)
+            raise
+        return fd
 
     def append(self, kind: str, run: str, **fields: Any) -> None:
         """Writes one record about the run with the key `run`.
 
         Raises:
-            TrackingError: the disk is full or the file is gone.
+            TrackingError: the disk is full or broken, or the journal is closed. The record is not
+                written; a later one may be, once there is space.
         """
+        text = json.dumps({"kind": kind, "run": run, **fields})
         with self._lock:
-            body = f"{self._sequence} {json.dumps({'kind': kind, 'run': run, **fields})}".encode()
-            try:
-                self._file.write(b"%08x %b\n" % (zlib.crc32(body), body))
-            except (OSError, ValueError) as err:
-                raise TrackingError(
-                    f"the journal {self.path.name} cannot be written: {err}. "
-                    "Free some disk space and type the same command again; it resumes."
-                ) from err
-            self._sequence += 1
+            if self._closing.is_set():
+                raise TrackingError(f"the journal {self.path.name} is closed; {kind!r} came late.")
+            self._write(self._fd, text)
         self._dirty.set()
 
     def spool(self, source: Path) -> str:
         """Copies a file or a folder beside the journal, so that it lives until it is delivered.
 
-        Returns the copy's path relative to the journal's folder.
+        The copy is on disk for good before the record that names it is written.
+
+        Returns:
+            The copy's path relative to the journal's folder.
+
+        Raises:
+            TrackingError: there is no space for the copy.
         """
-        place = self.folder / "files" / secrets.token_hex(8)
-        place.mkdir(parents=True)
-        if source.is_dir():
-            shutil.copytree(source, place / source.name)
-        else:
-            shutil.copy2(source, place / source.name)
-        return (place / source.name).relative_to(self.folder).as_posix()
+        place = self.path.with_suffix(".files") / secrets.token_hex(8)
+        copy = place / source.name
+        try:
+            place.mkdir(parents=True)
+            if source.is_dir():
+                shutil.copytree(source, copy)
+            else:
+                shutil.copy2(source, copy)
+            _fsync_tree(place, self._fsync)
+            _fsync_folder(place.parent, self._fsync)
+        except OSError as err:  # shutil.Error is one too
+            shutil.rmtree(place, ignore_errors=True)
+            raise TrackingError(
+                f"{source.name!r} cannot be kept beside the journal: {err}. "
+                "Free some disk space and type the same command again; it resumes."
+            ) from err
+        return copy.relative_to(self.folder).as_posix()
 
     def close(self) -> None:
-        """Writes the last record and fsyncs. Safe to call twice."""
-        if self._closed:
-            return
-        self._closed = True
-        self.append("close", "")
-        self._committer.join()
-        os.fsync(self._file.fileno())
-        self._file.close()
+        """Writes the last record and fsyncs. Safe to call twice.
+
+        Raises:
+            TrackingError: the last record or the fsync failed; the file is closed all the same.
+        """
+        with self._lock:
+            if self._closing.is_set():
+                return
+            try:
+                self._write(self._fd, json.dumps({"kind": "close", "run": ""}))
+            finally:
+                # From here on a failure leaves a journal without its last line whose lock is
+                # free: to a drain that is a writer that died, and nothing is lost.
+                self._closing.set()
+                self._dirty.set()
+                self._committer.join()
+                try:
+                    self._sync()
+                finally:
+                    os.close(self._fd)
 
     def __enter__(self) -> Journal:
         return self
@@ -121,67 +183,174 @@ class Journal:
     def __exit__(self, *_: object) -> None:
         self.close()
 
+    def _write(self, fd: int, text: str) -> None:
+        if self._failed is not None:
+            raise _unwritable(self._failed)
+        body = f"{self._sequence} {text}".encode()
+        rest = memoryview(b"%08x %b\n" % (zlib.crc32(body), body))
+        size = len(rest)
+        try:
+            if self._torn:
+                os.ftruncate(fd, self._end)
+                self._torn = False
+            while rest:  # a full disk takes a part of a line first, and then says so
+                rest = rest[os.write(fd, rest) :]
+        except OSError as err:
+            # What stands of the line must go before the next one, or both were damaged.
+            self._torn = True
+            with contextlib.suppress(OSError):
+                os.ftruncate(fd, self._end)
+            raise _unwritable(err) from err
+        self._end += size
+        self._sequence += 1
+
     def _commit(self) -> None:
-        while not self._closed:
-            if self._dirty.wait(COMMIT_WINDOW_S):
-                self._dirty.clear()
-                os.fsync(self._file.fileno())
-                # Group commit: what is appended in this pause shares the next fsync.
-                threading.Event().wait(COMMIT_WINDOW_S / 2)
+        while True:
+            self._dirty.wait()
+            if self._closing.is_set():
+                return
+            self._dirty.clear()
+            with contextlib.suppress(TrackingError):  # the next append raises it
+                self._sync()
+            # Group commit: what is appended in this pause shares the next fsync.
+            self._closing.wait(COMMIT_WINDOW_S)
+
+    def _sync(self) -> None:
+        if self._failed is None:
+            try:
+                self._fsync(self._fd)
+            except OSError as err:
+                # The kernel forgets what it could not write, and says so once: a second fsync
+                # that succeeds would mean nothing. So this journal has ended.
+                self._failed = err
+        if self._failed is not None:
+            raise _unwritable(self._failed)
 
 
-def this_process() -> dict[str, Any]:
-    """Returns what tells this process from any other: host, pid and start time (a pid returns)."""
-    return {
-        "host": socket.gethostname(),
-        "pid": os.getpid(),
-        "started": psutil.Process().create_time(),
-    }
+def _unwritable(err: OSError) -> TrackingError:
+    problem = TrackingError(
+        f"the journal of this process cannot be written: {err}. "
+        "Free some disk space and type the same command again; it resumes."
+    )
+    problem.__cause__ = err
+    return problem
 
 
-def is_alive(process: dict[str, Any]) -> bool:
-    """Tells whether the process that `this_process` described still runs; True on another host."""
-    if process["host"] != socket.gethostname():
-        return True
+def _open_draft(draft: Path) -> int:
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND
+    for _ in range(9):
+        draft.parent.mkdir(parents=True, exist_ok=True)
+        # Another process may remove the folder, empty as it is, this very moment.
+        with contextlib.suppress(FileNotFoundError):
+            return os.open(draft, flags, 0o666)
+    return os.open(draft, flags, 0o666)
+
+
+def _fsync_tree(folder: Path, fsync: Callable[[int], None]) -> None:
+    for path in folder.rglob("*"):
+        if path.is_file():
+            with path.open("rb") as file:
+                fsync(file.fileno())
+        else:
+            _fsync_folder(path, fsync)
+    _fsync_folder(folder, fsync)
+
+
+def _fsync_folder(folder: Path, fsync: Callable[[int], None]) -> None:
+    fd = os.open(folder, os.O_RDONLY)
     try:
-        started = psutil.Process(process["pid"]).create_time()
-    except psutil.Error:
-        return False
-    return bool(abs(started - process["started"]) < 1.0)
+        fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def _this_process() -> dict[str, Any]:
+    return {"host": socket.gethostname(), "boot": _boot_id(), "pid": os.getpid()}
+
+
+def _boot_id() -> str:
+    """Returns what tells this start of this kernel from any other; empty where there is none."""
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text("ascii").strip()
+    except OSError:
+        return ""
+
+
+def find_writer(path: Path) -> Literal["alive", "gone", "elsewhere"]:
+    """Tells whether the process that wrote a journal still runs.
+
+    "elsewhere": it ran on another machine, whose locks may not be seen from here.
+    """
+    try:
+        with path.open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            header = _parse(file.readline(), 0)
+    except OSError:
+        return "alive"  # or so to be treated: a lock that cannot be asked for says nothing
+    if header is None:
+        return "elsewhere"
+    here = _this_process()
+    same = header.fields.get("boot") == here["boot"] != ""
+    return "gone" if same or header.fields.get("host") == here["host"] else "elsewhere"
 
 
 def read_records(path: Path, offset: int = 0) -> Iterator[Record]:
     """Yields the whole records of a journal from a byte offset on.
 
     Raises:
-        TrackingError: a record is damaged; names the file and the byte where it starts.
+        TrackingError: a record is damaged; names the file, the byte where it starts, and the
+            command that goes on without it.
     """
-    with path.open("rb") as file:
+    for record, start in _read_lines(path, offset):
+        if record is None:
+            raise _damage(path, start)
+        yield record
+
+
+def find_journals(folder: Path) -> list[Path]:
+    """Returns a folder's journals, oldest first: the driver's creates the runs of the others."""
+    return sorted(folder.glob("*.journal"))
+
+
+def read_undelivered(folder: Path) -> Iterator[Record | None]:
+    """Yields what no server has confirmed yet, in all journals; None stands for a damaged record.
+
+    Records behind a damaged one are yielded too.
+    """
+    for path in find_journals(folder):
+        for record, _ in _read_lines(path, _sent(path)):
+            if record is None or record.kind not in ("open", "close"):
+                yield record
+
+
+def _read_lines(path: Path, offset: int) -> Iterator[tuple[Record | None, int]]:
+    with contextlib.suppress(FileNotFoundError), path.open("rb") as file:
         file.seek(offset)
-        while True:
-            line = file.readline()
-            if not line.endswith(b"\n"):
-                return
-            record = _parse(line, offset + len(line))
-            if record is None:
-                raise TrackingError(
-                    f"{path.name} is damaged at byte {offset}: the record's checksum does not "
-                    "match. What stands before it is delivered; the file is kept."
-                )
-            yield record
+        while (line := file.readline()).endswith(b"\n"):
+            yield _parse(line, offset + len(line)), offset
             offset += len(line)
 
 
 def _parse(line: bytes, end: int) -> Record | None:
-    checksum, _, body = line.rstrip(b"\n").partition(b" ")
+    checksum, _, body = line.removesuffix(b"\n").partition(b" ")
     sequence, _, text = body.partition(b" ")
     try:
-        if int(checksum, 16) != zlib.crc32(body):
+        if checksum != b"%08x" % zlib.crc32(body):
             return None
         fields = json.loads(text)
         return Record(int(sequence), fields.pop("kind"), fields.pop("run"), fields, end)
-    except ValueError:
+    except (ValueError, KeyError, AttributeError):
         return None
+
+
+def _damage(path: Path, offset: int) -> TrackingError:
+    with path.open("rb") as file:
+        line = file.read(offset).count(b"\n") + 1
+    return TrackingError(
+        f"{path.name} is damaged at byte {offset}: the checksum of line {line} does not match. "
+        "What stands before it is delivered; the file is kept. To go on without that record, type: "
+        f"sed -i {line}d '{path}'"
+    )
 
 
 class Sink(Protocol):
@@ -192,156 +361,273 @@ class Sink(Protocol):
 
         May raise ConnectionError: nothing, or an unknown part of it, arrived. The drain then sends
         the same records again with `doubtful` set, so an implementation must bear repetition.
+        What a server will never take counts as done: it must not block the rest.
         """
         ...
 
 
-class Drain:
-    """The reading end: delivers a folder's journals, off the training thread.
+class Delivery:
+    """Delivers a folder's journals, a pass at a time. The caller holds it: `hold_folder`.
 
-    One drain a folder at a time (a lock file sees to it). A crash between a delivery and the note
-    of it (`.sent`) leaves records that are sent twice; the sink bears that.
+    What a crash leaves: between a delivery and the note of it (`.sent`), records that are sent
+    twice, as *doubtful*; between the note and the end of a journal, a journal that is removed on
+    the next pass.
 
-    Args:
-        folder: The sweep's journal folder.
-        sink: A function that opens the sink; called in the drain's own thread, since opening may
-            be slow, and called again after a failure.
+    Attributes:
+        problems: What kept the last pass from delivering something, a sentence each.
+        unreachable: Whether one of them may pass by itself: no server answered.
+        n_delivered: Number of records that were delivered.
     """
 
-    def __init__(self, folder: Path, sink: Callable[[], Sink]) -> None:
+    def __init__(self, folder: Path, open_sink: Callable[[], Sink]) -> None:
         self.folder = folder
-        self.problem: str | None = None
-        self._open_sink = sink
+        self.problems: list[str] = []
+        self.unreachable = False
+        self.n_delivered = 0
+        self._open_sink = open_sink
         self._sink: Sink | None = None
-        self._trusted: set[Path] = set()
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="journal-drain", daemon=True)
-        self._lock = threading.Lock()
+        self._doubtful_until: dict[Path, int] = {}
+        self._failures: dict[Path, int] = {}
+        self._n_passes = 0
 
-    def start(self) -> Drain:
-        self._thread.start()
-        return self
-
-    def undelivered(self) -> int:
-        """Counts the records that no server has confirmed yet."""
-        return sum(
-            1
-            for path in self._journals()
-            for record in _readable(path, _sent(path))
-            if record.kind not in ("open", "close")
-        )
-
-    def stop(self, timeout_s: float = 0.0) -> None:
-        """Stops the thread; a delivery under way goes on for `timeout_s` at most."""
-        self._stop.set()
-        if self._thread.ident is not None:
-            self._thread.join(timeout_s)
-
-    def flush(self, timeout_s: float) -> int:
-        """Delivers until nothing is left or the time is over; returns `undelivered()`."""
-        self.stop(timeout_s)
-        finish = threading.Thread(target=self._finish, name="journal-flush", daemon=True)
-        finish.start()
-        finish.join(timeout_s)
-        return self.undelivered()
-
-    def _finish(self) -> None:
-        while self.pass_once():
-            pass
-
-    def _run(self) -> None:
-        pause_s = 0.25
-        while not self._stop.wait(pause_s):
-            self.pass_once()
-            pause_s = 0.25 if self.problem is None else min(pause_s * 2, 5.0)
-
-    def pass_once(self) -> bool:
-        """Goes once over all journals; returns whether anything was delivered."""
-        with self._lock, _only_one(self.folder) as alone:
-            if not alone:
-                self.problem = "another process delivers this journal"
-                return False
+    def run_pass(self) -> bool:
+        """Goes once over all journals; returns whether anything was delivered. Raises nothing."""
+        self._n_passes += 1
+        problems: list[str] = []
+        unreachable = progress = False
+        # Who failed comes last, the longest ago first, so that no journal keeps another waiting.
+        journals = sorted(find_journals(self.folder), key=lambda path: self._failures.get(path, 0))
+        for path in journals:
             try:
-                self._sink = self._sink or self._open_sink()
-                progress = [self._deliver(path, self._sink) for path in self._journals()]
-                self.problem = None
-                return any(progress)
-            except (ConnectionError, TrackingError) as err:
-                self.problem = str(err)
-                return False
+                if self._sink is None:
+                    self._sink = self._open_sink()
+                progress = self._deliver(path, self._sink) or progress
+                self._failures.pop(path, None)
+            except Exception as err:  # whatever it is, the other journals and the trainer go on
+                self._failures[path] = self._n_passes
+                problems.append(_sentence(err))
+                unreachable = isinstance(err, ConnectionError) or self._sink is None
+                if unreachable:
+                    break
+        self.problems, self.unreachable = problems, unreachable
+        return progress
 
     def _deliver(self, path: Path, sink: Sink) -> bool:
         sent = _sent(path)
-        records = list(itertools.islice(_readable(path, sent), CHUNK_RECORDS))
+        # Asked for first: what a writer appended before it died is then read below.
+        is_over = find_writer(path) == "gone" or _is_closed(path)
+        records = list(itertools.islice(_before_damage(path, sent), CHUNK_RECORDS))
         if not records:
-            self._bury(path)
+            if is_over:
+                _remove(path)
             return False
-        # The first chunk after a start may have been sent by a process that died before noting it.
-        doubtful = path not in self._trusted
-        self._trusted.discard(path)
-        done = sink.deliver(self.folder, records, doubtful)
+        # What stood here before this drain began, others may have sent, and died before the note
+        # of it, or lost the note with the power.
+        doubtful_until = self._doubtful_until.setdefault(path, _size(path))
+        self._doubtful_until[path] = max(doubtful_until, records[-1].end)
+        done = sink.deliver(self.folder, records, sent < doubtful_until)
         if done == 0:
-            return False
-        self._trusted.add(path)
+            raise TrackingError(
+                f"{path.name} waits for another journal, which creates the run {records[0].run}."
+            )
         _note_sent(path, records[done - 1].end)
+        if done == len(records):
+            self._doubtful_until[path] = doubtful_until
         for record in records[:done]:
+            self.n_delivered += record.kind not in ("open", "close")
             if "spooled" in record.fields:
                 place = (self.folder / record.fields["spooled"]).parent
                 shutil.rmtree(place, ignore_errors=True)
         if records[done - 1].kind == "close":
-            # Everything is delivered and nobody will write again.
-            path.unlink(missing_ok=True)
-            path.with_suffix(".sent").unlink(missing_ok=True)
+            _remove(path)
         return True
 
-    def _bury(self, path: Path) -> None:
-        """Removes a wholly delivered journal whose writer died without closing it."""
-        header = next(_readable(path, 0), None)
-        if header is not None and not is_alive(header.fields):
-            # What may be left is a torn tail: a record whose append never returned.
-            path.unlink(missing_ok=True)
-            path.with_suffix(".sent").unlink(missing_ok=True)
 
-    def _journals(self) -> list[Path]:
-        # Oldest first: the driver's own journal creates the runs that the others speak of.
-        return sorted(self.folder.glob("*.journal"))
+class Drain:
+    """The reading end: delivers a folder's journals in a thread of its own.
+
+    One drain a folder at a time: the first to start holds it until it is stopped; another one
+    waits for it. When the last journal is gone the folder goes too.
+
+    Args:
+        folder: The sweep's journal folder.
+        open_sink: Opens the sink; called in the drain's own thread, since opening may be slow, and
+            called again if it raised.
+    """
+
+    def __init__(self, folder: Path, open_sink: Callable[[], Sink]) -> None:
+        self.folder = folder
+        self._delivery = Delivery(folder, open_sink)
+        self._stop = threading.Event()
+        self._finish = threading.Event()
+        self._thread: threading.Thread | None = None
+        self._is_held_elsewhere = False
+
+    @property
+    def problem(self) -> str | None:
+        """What keeps the drain from delivering now, or None."""
+        if self._is_held_elsewhere:
+            return "another process delivers this journal"
+        return next(iter(self._delivery.problems), None)
+
+    def start(self) -> Drain:
+        if self._thread is None or not self._thread.is_alive():
+            self._stop.clear()
+            self._finish.clear()
+            self._thread = threading.Thread(target=self._run, name="journal-drain", daemon=True)
+            self._thread.start()
+        return self
+
+    def undelivered(self) -> int:
+        """Counts the records that no server has confirmed yet, damaged ones included."""
+        return sum(1 for _ in read_undelivered(self.folder))
+
+    def stop(self, timeout_s: float = 0.0) -> None:
+        """Stops the thread; waits `timeout_s` at most for a delivery under way, which goes on."""
+        self._stop.set()
+        self._finish.set()
+        if self._thread is not None:
+            self._thread.join(timeout_s)
+
+    def flush(self, timeout_s: float) -> int:
+        """Delivers until nothing is left or the time is over; returns `undelivered()`.
+
+        Tries again while no server answers; ends at once where waiting is of no use.
+        """
+        deadline = time.monotonic() + timeout_s
+        if self._stop.is_set() and self._thread is not None:
+            self._thread.join(timeout_s)
+        self.start()
+        self._finish.set()
+        assert self._thread is not None
+        self._thread.join(max(0.0, deadline - time.monotonic()))
+        self._stop.set()
+        return self.undelivered()
+
+    def _run(self) -> None:
+        while not self._stop.is_set():
+            try:
+                with hold_folder(self.folder) as held:
+                    self._is_held_elsewhere = not held
+                    if held:
+                        self._deliver()
+                        return
+            except OSError as err:  # the folder cannot be made, or not be locked
+                self._delivery.problems = [_sentence(err)]
+            self._stop.wait(LOOK_EVERY_S)
+
+    def _deliver(self) -> None:
+        pause_s = LOOK_EVERY_S
+        while not self._stop.is_set():
+            progress = self._delivery.run_pass()
+            failed = self._delivery.unreachable
+            if self._finish.is_set():
+                if not progress and not failed:
+                    return
+                if failed:
+                    self._stop.wait(LOOK_EVERY_S)
+            else:
+                pause_s = min(pause_s * 2, LOOK_AT_LEAST_EVERY_S) if failed else LOOK_EVERY_S
+                self._finish.wait(pause_s)
 
 
-def _readable(path: Path, offset: int) -> Iterator[Record]:
-    """Yields records up to the first damaged one; raises only if that is the very first."""
-    first = True
-    try:
-        for record in read_records(path, offset):
-            yield record
-            first = False
-    except FileNotFoundError:
+@contextlib.contextmanager
+def hold_folder(folder: Path) -> Iterator[bool]:
+    """Yields whether this process is now the one that delivers a folder; removes an empty one.
+
+    The kernel lets go of it when the process dies.
+    """
+    with contextlib.ExitStack() as stack:
+        lock: BinaryIO | None = None
+        while lock is None:
+            folder.mkdir(parents=True, exist_ok=True)
+            # Whoever held it before may have removed the lock, or the folder, this very moment.
+            with contextlib.suppress(FileNotFoundError):
+                file = stack.enter_context((folder / "drain.lock").open("ab"))
+                try:
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except BlockingIOError:
+                    yield False
+                    return
+                if os.path.samestat(os.fstat(file.fileno()), (folder / "drain.lock").stat()):
+                    lock = file
+        try:
+            yield True
+        finally:
+            _remove_if_empty(folder)
+
+
+def _remove_if_empty(folder: Path) -> None:
+    """Removes a folder without journals, with what a killed drain may have left in it."""
+    if find_journals(folder):
         return
-    except TrackingError:
-        if first:
-            raise
+    for path in folder.glob("*"):
+        if path.suffix == ".files":
+            shutil.rmtree(path, ignore_errors=True)
+        elif path.suffix in (".sent", ".sent-draft") or _is_stale_draft(path):
+            path.unlink(missing_ok=True)
+    (folder / "drain.lock").unlink(missing_ok=True)
+    with contextlib.suppress(OSError):  # somebody begins a journal: it stays
+        folder.rmdir()
+
+
+def _is_stale_draft(path: Path) -> bool:
+    with contextlib.suppress(FileNotFoundError):
+        return (
+            path.suffix == ".journal-draft" and time.time() - path.stat().st_mtime > STALE_DRAFT_S
+        )
+    return False
+
+
+def _before_damage(path: Path, offset: int) -> Iterator[Record]:
+    """Yields records up to the first damaged one; raises only if that is the very first."""
+    for n, (record, start) in enumerate(_read_lines(path, offset)):
+        if record is None:
+            if n == 0:
+                raise _damage(path, start)
+            return
+        yield record
+
+
+def _is_closed(path: Path) -> bool:
+    """Tells whether a journal's last whole line is the one that `Journal.close` writes."""
+    with contextlib.suppress(FileNotFoundError), path.open("rb") as file:
+        file.seek(max(0, _size(path) - 200))
+        lines = file.read().splitlines(keepends=True)
+        record = _parse(lines[-1], 0) if lines else None
+        return record is not None and record.kind == "close"
+    return False
+
+
+def _size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except FileNotFoundError:
+        return 0
+
+
+def _remove(path: Path) -> None:
+    # The journal goes first: without it the other two are known to be of no use.
+    path.unlink(missing_ok=True)
+    path.with_suffix(".sent").unlink(missing_ok=True)
+    shutil.rmtree(path.with_suffix(".files"), ignore_errors=True)
 
 
 def _sent(path: Path) -> int:
-    try:
-        return int(path.with_suffix(".sent").read_text())
-    except (FileNotFoundError, ValueError):
-        return 0
+    # Without a good note all is sent again. Its newline tells a whole note from a torn one.
+    with contextlib.suppress(FileNotFoundError, ValueError):
+        note = path.with_suffix(".sent").read_bytes()
+        if note.endswith(b"\n"):
+            return int(note)
+    return 0
 
 
 def _note_sent(path: Path, offset: int) -> None:
     note = path.with_suffix(".sent")
     draft = note.with_suffix(".sent-draft")
-    draft.write_text(str(offset))
+    draft.write_text(f"{offset}\n")
     draft.replace(note)
 
 
-@contextlib.contextmanager
-def _only_one(folder: Path) -> Iterator[bool]:
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / "drain.lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            yield False
-            return
-        yield True
+def _sentence(err: Exception) -> str:
+    return str(err) if isinstance(err, (TrackingError, ConnectionError)) else f"{err!r}"
