@@ -98,8 +98,11 @@ def open_cluster(n_workers: int, threads: int, log: Path) -> Iterator[Cluster]:
             n_workers=n_workers,
             threads_per_worker=1,
             processes=True,
-            dashboard_address=None,
             host="127.0.0.1",
+            dashboard_address="127.0.0.1:0",
+            # Who may connect may run code: certificates of this sweep's own keep other users out.
+            protocol="tls",
+            security=True,
             memory_limit=0,
             silence_logs=50,
             local_directory=str(log.parent / "workers"),

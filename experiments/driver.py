@@ -19,7 +19,7 @@ from experiments.architectures import Description
 from experiments.cluster import Cluster, WorkerDiedError
 from experiments.config import SweepConfig
 from experiments.progress import Progress
-from experiments.results import StudyResult, SweepResult, model_name, study_result
+from experiments.results import StudyResult, SweepResult, model_name, runs_url, study_result
 from experiments.runs import SweepRuns
 from experiments.study import Ask, Search, open_search
 from experiments.trial import TrialTask, run_trial
@@ -244,8 +244,8 @@ class Driver:
         experiment_id = None if sink is None else sink.experiment_ids.get(self.runs.experiment)
         if sink is None or experiment_id is None:
             return None
-        place = f"#/experiments/{experiment_id}/runs?workflowType=machine_learning"
-        return f"{sink.client.tracking_uri.rstrip('/')}/{place}"
+        objective = self._searches[0].description.objective
+        return runs_url(sink.client.tracking_uri, experiment_id, objective)
 
     def _network(self, search: Search, number: int) -> Path:
         folder = self.settings.home / "sweeps" / self.sweep_id / search.description.name

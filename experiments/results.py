@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import urllib.parse
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -115,6 +116,21 @@ def study_result(search: Search, experiment: str) -> StudyResult:
         if search.candidate_trial is None
         else Candidate(f"{model_name(experiment, search)}-candidates", search.candidate_version),
     )
+
+
+def runs_url(server_url: str, experiment_id: str, objective: str) -> str:
+    """Returns the page of MLflow's UI that compares all runs, best first.
+
+    Sorted by a metric, the page shows trials beside their parents and not folded under them.
+    """
+    query = {
+        "workflowType": "machine_learning",
+        "orderByKey": f"metrics.`best_{objective}`",
+        "orderByAsc": "false",
+        "compareRunsMode": "CHART",
+    }
+    place = f"#/experiments/{experiment_id}/runs?{urllib.parse.urlencode(query)}"
+    return f"{server_url.rstrip('/')}/{place}"
 
 
 def model_name(experiment: str, search: Search) -> str:

@@ -41,7 +41,7 @@ class SweepRuns:
         parent = Run.create(
             self.journal,
             experiment=self.experiment,
-            name=search.name,
+            name=f"{search.description.name} {self.sweep_id}",
             key=search.run_key,
             params={
                 **known,
@@ -100,15 +100,16 @@ class SweepRuns:
             parent.end("KILLED")
             return
         tally = search.tally()
-        values: dict[str, float] = {
-            "n_complete": tally.n_complete,
-            "n_pruned": tally.n_pruned,
-            "n_failed": tally.n_failed,
-        }
         if tally.value is not None:
-            values[f"best_{search.description.objective}"] = tally.value
-        parent.log_metrics(values, step=0)
-        parent.set_tags({"mlflow.note.content": describe_in_words(search)})
+            parent.log_metrics({f"best_{search.description.objective}": tally.value}, step=0)
+        parent.set_tags(
+            {
+                "mlops.n_complete": str(tally.n_complete),
+                "mlops.n_pruned": str(tally.n_pruned),
+                "mlops.n_failed": str(tally.n_failed),
+                "mlflow.note.content": describe_in_words(search),
+            }
+        )
         with tempfile.TemporaryDirectory() as folder:
             write_summary(search, Path(folder))
             for path in sorted(Path(folder).iterdir()):

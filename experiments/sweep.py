@@ -59,7 +59,8 @@ def run_sweep(
     """
     from experiments.progress import open_progress
     from experiments.study import open_storage
-    from mlops.data import load_dataset, open_dataset_store
+    from mlops.data import load_dataset
+    from mlops.dataset_store import open_dataset_store
 
     quiet()
     began = time.monotonic()

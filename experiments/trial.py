@@ -15,6 +15,7 @@ import functools
 import hashlib
 import math
 import os
+import random
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -24,7 +25,8 @@ from typing import Any, Literal
 import numpy as np
 
 from experiments.architectures import Architecture, Params, open_architecture
-from mlops.data import Dataset, open_dataset_store
+from mlops.data import Dataset
+from mlops.dataset_store import open_dataset_store
 from mlops.journal import Journal
 from mlops.tracking import Run, Status
 
@@ -127,7 +129,7 @@ def train(
     import keras
 
     keras.backend.clear_session()
-    keras.utils.set_random_seed(seed)
+    _seed_keras(seed)
     model = architecture.build(params, dataset.input, len(dataset.class_names))
     watch = _watch(architecture, on_epoch)
     x, y = dataset.part("train")
@@ -153,6 +155,19 @@ def train(
         stopped=watch.stopped,
         weights_sha256=hash_weights(model),
     )
+
+
+def _seed_keras(seed: int) -> None:
+    """Seeds everything that Keras draws from, out of the reach of other threads.
+
+    Keras takes the seeds of its layers from Python's global generator. The threads of a Dask worker
+    draw from that too, now and then, and a trial's weights would differ from time to time.
+    """
+    import keras
+    from keras.src.random import seed_generator
+
+    keras.utils.set_random_seed(seed)
+    seed_generator.python_random = random.Random(seed)
 
 
 def _watch(architecture: Architecture, on_epoch: OnEpoch | None) -> Any:
@@ -248,7 +263,7 @@ def _run_trial(task: TrialTask, run: Run) -> TrialResult:
     assert trained.best_epoch is not None
     run.log_metrics(
         {f"best_{architecture.objective}": trained.value, "best_epoch": trained.best_epoch},
-        step=trained.best_epoch,
+        step=0,  # one point each: the UI draws bars of them, side by side over all runs
     )
     saved = False
     if not trained.stopped and trained.value >= _best_so_far(study):

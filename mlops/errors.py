@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
-from typing import ClassVar
+from typing import ClassVar, NoReturn
 
 
 class MlopsError(Exception):
@@ -39,6 +39,11 @@ class TrackingError(MlopsError):
 
 class ServerError(MlopsError):
     """The embedded tracking server cannot be started or joined."""
+
+
+def refuse_model(file: str, wrong: str, err: BaseException | None = None) -> NoReturn:
+    """Raises StructureError: the file's name, and what is wrong, which goes on from the name."""
+    raise StructureError(f"{file} {wrong}. The model is not loaded.".replace("\n", " ")) from err
 
 
 def choose(word: str, valid: Iterable[str]) -> str:

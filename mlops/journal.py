@@ -323,6 +323,11 @@ def read_undelivered(folder: Path) -> Iterator[Record | None]:
                 yield record
 
 
+def read_lines(path: Path) -> Iterator[Record | None]:
+    """Yields every whole line of a journal; None stands for a damaged one."""
+    return (record for record, _ in _read_lines(path, 0))
+
+
 def _read_lines(path: Path, offset: int) -> Iterator[tuple[Record | None, int]]:
     with contextlib.suppress(FileNotFoundError), path.open("rb") as file:
         file.seek(offset)
@@ -353,6 +358,10 @@ def _damage(path: Path, offset: int) -> TrackingError:
     )
 
 
+class ServerFaultError(ConnectionError):
+    """A server answered, but that something is wrong with it: it may take another journal."""
+
+
 class Sink(Protocol):
     """What a drain delivers to. `mlops.tracking.MlflowSink` is the real one."""
 
@@ -375,7 +384,8 @@ class Delivery:
 
     Attributes:
         problems: What kept the last pass from delivering something, a sentence each.
-        unreachable: Whether one of them may pass by itself: no server answered.
+        unreachable: Whether no server answered; the pass ended there.
+        may_pass: Whether one of the problems may pass by itself.
         n_delivered: Number of records that were delivered.
     """
 
@@ -383,6 +393,7 @@ class Delivery:
         self.folder = folder
         self.problems: list[str] = []
         self.unreachable = False
+        self.may_pass = False
         self.n_delivered = 0
         self._open_sink = open_sink
         self._sink: Sink | None = None
@@ -394,7 +405,7 @@ class Delivery:
         """Goes once over all journals; returns whether anything was delivered. Raises nothing."""
         self._n_passes += 1
         problems: list[str] = []
-        unreachable = progress = False
+        unreachable = may_pass = progress = False
         # Who failed comes last, the longest ago first, so that no journal keeps another waiting.
         journals = sorted(find_journals(self.folder), key=lambda path: self._failures.get(path, 0))
         for path in journals:
@@ -406,10 +417,13 @@ class Delivery:
             except Exception as err:  # whatever it is, the other journals and the trainer go on
                 self._failures[path] = self._n_passes
                 problems.append(_sentence(err))
-                unreachable = isinstance(err, ConnectionError) or self._sink is None
+                may_pass = may_pass or isinstance(err, ConnectionError) or self._sink is None
+                unreachable = self._sink is None or (
+                    isinstance(err, ConnectionError) and not isinstance(err, ServerFaultError)
+                )
                 if unreachable:
                     break
-        self.problems, self.unreachable = problems, unreachable
+        self.problems, self.unreachable, self.may_pass = problems, unreachable, may_pass
         return progress
 
     def _deliver(self, path: Path, sink: Sink) -> bool:
@@ -520,7 +534,7 @@ class Drain:
         pause_s = LOOK_EVERY_S
         while not self._stop.is_set():
             progress = self._delivery.run_pass()
-            failed = self._delivery.unreachable
+            failed = self._delivery.may_pass
             if self._finish.is_set():
                 if not progress and not failed:
                     return

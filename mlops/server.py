@@ -1,7 +1,7 @@
 """The embedded tracking server: MLflow on the home's SQLite file and folder of artifacts.
 
 The processes of one home share one server by lease; it ends when the last of them is gone, killed
-ones included. `mlops.supervisor` says how.
+ones included. `mlops.lease` and `mlops.supervisor` say how.
 
 Example:
     >>> with open_server(Settings.from_env()) as server:   # starts or joins, and does not wait
@@ -27,9 +27,10 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 
 from mlops.errors import ServerError, UsageError
+from mlops.lease import Address, ServerFolder, try_lock
 from mlops.program import answer, run_program, say
 from mlops.settings import Settings
-from mlops.supervisor import Address, ServerFolder, local_url, spawn_supervisor, try_lock
+from mlops.supervisor import local_url, spawn_supervisor
 
 FIRST_PORT = 5000
 START_TIMEOUT_S = 30.0

@@ -64,7 +64,11 @@ class Promotion:
 
 
 def promote(
-    name: str, *, version: int | None = None, settings: Settings | None = None
+    name: str,
+    *,
+    version: int | None = None,
+    settings: Settings | None = None,
+    catalog: Catalog | None = None,
 ) -> Promotion:
     """Decides on a candidate of `name` and, if every gate passes, makes it the champion.
 
@@ -74,6 +78,7 @@ def promote(
             those of the newest dataset that are not decided on; a candidate that scored no better
             in validation than a promoted one of the same dataset is passed over.
         settings: Where things live; by default as the environment says.
+        catalog: The registry to use; by default the one the settings name.
 
     Raises:
         MlopsError: there is no such candidate, or a store does not answer.
@@ -84,7 +89,7 @@ def promote(
     settings = settings or Settings.from_env()
     if name.endswith("-candidates"):
         name = name.removesuffix("-candidates")
-    catalog = Catalog(open_store_client(settings))
+    catalog = catalog or Catalog(open_store_client(settings))
     candidate = choose_candidate(catalog.find_candidates(name), version)
     champion = catalog.find_champion(name)
     if candidate is None:
@@ -139,7 +144,7 @@ def _decide(
     settings: Settings,
     private: Path,
 ) -> Promotion:
-    from mlops.data import open_dataset_store
+    from mlops.dataset_store import open_dataset_store
     from mlops.packaging import check_model_folder
     from registry.gates import Evidence, decide, refuse_structure
 

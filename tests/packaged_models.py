@@ -12,20 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pytest
 
 from mlops.data import InputSpec
 from mlops.packaging import ModelSpec, build_model_folder, save_network
-
-WARNINGS_OF_VENDORS = [
-    pytest.mark.filterwarnings(f"ignore:{start}")
-    for start in (
-        # Keras' variables lack the copy argument that NumPy 2 asks __array__ for.
-        "__array__ implementation doesn't accept a copy keyword:DeprecationWarning",
-        # MLflow says this of its own classes when mlflow.pyfunc is imported.
-        ".*Any type hint is inferred as AnyType:UserWarning",
-    )
-]
 
 KINDS = ("table", "image_float32", "image_uint8", "sequence", "vae")
 _SHAPES: dict[str, tuple[int, ...]] = {

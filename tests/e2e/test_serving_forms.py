@@ -2,25 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
-import signal
-import socket
-import subprocess
 import sys
-import time
-import urllib.error
-import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
-from packaged_models import HTTP_FORMS, JSON, WARNINGS_OF_VENDORS, Packaged, bad_bodies, build
 
-pytestmark = WARNINGS_OF_VENDORS
+from tests.e2e.serving import Scorer, free_port, serve
+from tests.packaged_models import HTTP_FORMS, Packaged, bad_bodies, build
 
 # The scoring server's code runs for all five kinds in tests/mlops/test_scoring.py; here the two
 # that differ most go through the real process.
@@ -28,67 +22,27 @@ SERVED = ("table", "vae")
 
 
 @dataclass(frozen=True, slots=True)
-class Served:
+class Served(Scorer):
+    """A scoring server, and the model folder that it serves."""
+
     packaged: Packaged
-    url: str
-
-    def post(self, body: Any, content_type: str = JSON) -> tuple[int, str]:
-        content = body if isinstance(body, bytes) else json.dumps(body).encode()
-        request = urllib.request.Request(
-            f"{self.url}/invocations", content, {"content-type": content_type}
-        )
-        try:
-            with urllib.request.urlopen(request, timeout=30) as reply:
-                return reply.status, reply.read().decode()
-        except urllib.error.HTTPError as err:
-            return err.code, err.read().decode()
-
-
-def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])
-
-
-def start(packaged: Packaged, port: int) -> subprocess.Popen[bytes]:
-    env = dict(os.environ)
-    env["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), env.get("PATH", "")])
-    command = [sys.executable, "-m", "mlflow", "models", "serve", "--env-manager", "local"]
-    command += ["-m", str(packaged.folder), "--host", "127.0.0.1", "--port", str(port)]
-    log = packaged.folder.with_suffix(".log").open("wb")
-    with log:
-        return subprocess.Popen(command, env=env, stdout=log, stderr=log, start_new_session=True)
-
-
-def wait(process: subprocess.Popen[bytes], url: str, log: Path) -> None:
-    deadline = time.monotonic() + 240
-    while time.monotonic() < deadline:
-        assert process.poll() is None, log.read_text()[-3000:]
-        try:
-            with urllib.request.urlopen(f"{url}/ping", timeout=5):
-                return
-        except OSError:
-            time.sleep(0.2)
-    pytest.fail(f"no answer in 240 s: {log.read_text()[-3000:]}")
 
 
 @pytest.fixture(scope="module")
 def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Served]]:
     root = tmp_path_factory.mktemp("served")
-    processes: list[subprocess.Popen[bytes]] = []
+    env = dict(os.environ)
+    env["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), env.get("PATH", "")])
     found: dict[str, Served] = {}
-    try:
+    with contextlib.ExitStack() as stack:
         for kind in SERVED:
             packaged, port = build(root, kind), free_port()
-            processes.append(start(packaged, port))
-            found[kind] = Served(packaged, f"http://127.0.0.1:{port}")
-        for process, server in zip(processes, found.values(), strict=True):
-            wait(process, server.url, server.packaged.folder.with_suffix(".log"))
+            command = [sys.executable, "-m", "mlflow", "models", "serve", "--env-manager", "local"]
+            command += ["-m", str(packaged.folder), "--host", "127.0.0.1", "--port", str(port)]
+            log = packaged.folder.with_suffix(".log")
+            scorer = stack.enter_context(serve(command, port, env, root, log))
+            found[kind] = Served(scorer.url, packaged)
         yield found
-    finally:
-        for process in processes:  # its group: SIGTERM to the parent alone orphans uvicorn
-            os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
 
 
 @pytest.mark.parametrize("kind", SERVED)

@@ -223,8 +223,9 @@ def test_a_study_can_be_read_without_a_worker_to_describe_it(opener: Opener) -> 
 def test_one_driver_a_sweep(tmp_path: Path) -> None:
     with lock_sweep(tmp_path, "s"):
         assert is_locked(tmp_path, "s")
-        with pytest.raises(MlopsError, match="under way in another process"), lock_sweep(
-            tmp_path, "s"
+        with (
+            pytest.raises(MlopsError, match="under way in another process"),
+            lock_sweep(tmp_path, "s"),
         ):
             pass
     assert not is_locked(tmp_path, "s")

@@ -95,7 +95,7 @@ def test_all_four_architectures_leave_complete_runs_and_candidates(
     for run in parents:
         names = {item.path for item in client.list_artifacts(run.info.run_id)}
         assert {"sweep.json", "trials.csv", "summary.json", "optimization_history.png"} <= names
-        assert run.data.metrics["n_complete"] == 2
+        assert run.data.tags["mlops.n_complete"] == "2"
 
     by_name = {study.architecture: study for study in result.studies}
     assert set(by_name) == {"dnn", "cnn", "rnn", "vae"}
@@ -259,7 +259,7 @@ def test_a_sweep_without_a_server_runs_to_its_end_and_says_what_is_not_delivered
     assert study.candidate is not None and study.candidate.version is None
 
 
-OWN = '''
+OWN = """
 import keras
 from optuna.distributions import FloatDistribution
 
@@ -282,8 +282,8 @@ class Small(Architecture):
         x = keras.layers.Dense(16, activation="relu")(keras.layers.Flatten()(x))
         model = keras.Model(inputs, keras.layers.Dense(n_classes)(x))
         return compile_classifier(model, params["learning_rate"])
-'''
-DRIVE = '''
+"""
+DRIVE = """
 import json, sys
 from experiments.sweep import main
 
@@ -291,7 +291,7 @@ if __name__ == "__main__":
     code = main(sys.argv[1:])
     loaded = [name for name in ("tensorflow", "keras", "jax", "torch") if name in sys.modules]
     print(json.dumps({"code": code, "loaded": loaded}))
-'''
+"""
 
 
 def test_the_driver_imports_no_tensorflow_with_a_users_own_architecture_either(
@@ -299,7 +299,7 @@ def test_the_driver_imports_no_tensorflow_with_a_users_own_architecture_either(
 ) -> None:
     (tmp_path / "own_module.py").write_text(OWN)
     (tmp_path / "drive.py").write_text(DRIVE)
-    env = {**os.environ, "MLOPS_HOME": str(tracking.settings.home), "PYTHONPATH": os.getcwd()}
+    env = {**os.environ, "MLOPS_HOME": str(tracking.settings.home), "PYTHONPATH": str(Path.cwd())}
     command = [sys.executable, "drive.py", "--architectures", "own_module:Small", "dnn"]
     command += ["--trials", "1", "--epochs", "1", "--workers", "1", "--json"]
     done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True)
@@ -314,7 +314,7 @@ def test_the_driver_imports_no_tensorflow_with_a_users_own_architecture_either(
 def test_ctrl_c_ends_cleanly_and_the_same_command_finishes_the_sweep(
     tracking: Tracking, client: Any, tmp_path: Path
 ) -> None:
-    env = {**os.environ, "MLOPS_HOME": str(tracking.settings.home), "PYTHONPATH": os.getcwd()}
+    env = {**os.environ, "MLOPS_HOME": str(tracking.settings.home), "PYTHONPATH": str(Path.cwd())}
     command = [sys.executable, "-m", "experiments.sweep", "--architectures", "dnn", "--json"]
     command += ["--trials", "4", "--epochs", "25", "--workers", "1", "--experiment", "ctrlc"]
     process = subprocess.Popen(

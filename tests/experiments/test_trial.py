@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import random
+import threading
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -42,6 +45,30 @@ def test_the_same_seed_gives_the_same_weights_and_another_seed_others(digits: Da
     one, again = (train(dnn, params, digits, seed=7, epochs=2) for _ in range(2))
     other = train(dnn, params, digits, seed=8, epochs=2)
     assert one.weights_sha256 == again.weights_sha256 != other.weights_sha256
+
+
+def test_other_threads_that_draw_random_numbers_do_not_change_the_weights(
+    digits: Dataset,
+) -> None:
+    dnn = open_architecture(BUILT_IN["dnn"])
+    params = dnn.baseline(digits.input)
+    alone = train(dnn, params, digits, seed=7, epochs=1)
+    stop = threading.Event()
+
+    def draw() -> None:
+        while not stop.is_set():
+            random.random()
+            np.random.random()
+            time.sleep(0)
+
+    other = threading.Thread(target=draw)
+    other.start()
+    try:
+        disturbed = train(dnn, params, digits, seed=7, epochs=1)
+    finally:
+        stop.set()
+        other.join()
+    assert disturbed.weights_sha256 == alone.weights_sha256
 
 
 def test_the_model_has_the_best_epochs_weights_and_the_first_of_equals(digits: Dataset) -> None:

@@ -19,7 +19,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mlops.data import Dataset, InputSpec, Kind, load_dataset, open_dataset_store
+from mlops.data import Dataset, InputSpec, Kind, load_dataset
+from mlops.dataset_store import open_dataset_store
 from mlops.errors import DataError, MlopsError, UsageError
 
 DIGITS = "f50af8048f6be94d5c36dcb37bfa9e7c446eedd471dc98c08058936786de88fc"
@@ -931,7 +932,8 @@ def test_a_second_put_changes_nothing(tmp_path: Path) -> None:
 
 PUT = """
 import sys
-from mlops.data import load_dataset, open_dataset_store
+from mlops.data import load_dataset
+from mlops.dataset_store import open_dataset_store
 dataset, store = load_dataset(sys.argv[1]), open_dataset_store(sys.argv[2])
 print("ready", flush=True)
 sys.stdin.readline()

@@ -18,7 +18,6 @@ import pytest
 import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from packaged_models import KINDS, WARNINGS_OF_VENDORS, Packaged, build, network_of, spec_of
 
 from mlops.errors import StructureError
 from mlops.packaging import (
@@ -27,8 +26,7 @@ from mlops.packaging import (
     check_model_folder,
     save_network,
 )
-
-pytestmark = WARNINGS_OF_VENDORS
+from tests.packaged_models import KINDS, Packaged, build, network_of, spec_of
 
 
 @pytest.fixture(scope="module")

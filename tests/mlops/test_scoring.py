@@ -15,23 +15,20 @@ from typing import Any
 
 import numpy as np
 import pytest
-from packaged_models import (
+
+from mlops.packaging import load_model
+from mlops.scoring import CHUNK_ROWS, gaussian_kl, reconstruction_error
+from tests.packaged_models import (
     HTTP_FORMS,
     JSON,
     KINDS,
     MARK,
     PYTHON_FORMS,
-    WARNINGS_OF_VENDORS,
     Packaged,
     bad_bodies,
     build,
     rows_of,
 )
-
-from mlops.packaging import load_model
-from mlops.scoring import CHUNK_ROWS, gaussian_kl, reconstruction_error
-
-pytestmark = WARNINGS_OF_VENDORS
 
 Post = Callable[..., tuple[int, str]]
 

@@ -20,9 +20,10 @@ import psutil
 import pytest
 
 from mlops.errors import ServerError, UsageError
+from mlops.lease import Address, ServerFolder, try_lock
 from mlops.server import Server, is_loopback, open_server
 from mlops.settings import Settings
-from mlops.supervisor import Address, ServerFolder, local_url, try_lock
+from mlops.supervisor import local_url
 
 HOLDER = """
 import sys

@@ -1,0 +1,92 @@
+"""The MLflow UI in a real headless browser: what a person sees after a sweep.
+
+`python -m tests.e2e.pictures` takes docs/pictures anew, from the runs in MLOPS_HOME.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from playwright.sync_api import Page, sync_playwright
+
+from experiments.results import runs_url
+from mlops.server import open_server
+from mlops.settings import Settings
+from mlops.tracking import open_client
+
+FLAGS = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
+
+
+@contextlib.contextmanager
+def open_page() -> Iterator[Page]:
+    """A page of a new Chromium with an empty profile."""
+    with sync_playwright() as playwright, tempfile.TemporaryDirectory() as profile:
+        context = playwright.chromium.launch_persistent_context(
+            profile,
+            executable_path=shutil.which("chromium"),
+            headless=True,
+            args=FLAGS,
+            viewport={"width": 1500, "height": 900},
+        )
+        page = context.new_page()
+        page.set_default_timeout(60_000)
+        yield page
+        context.close()
+
+
+def show_charts(page: Page, url: str, run: str) -> None:
+    """Opens the address that a sweep printed, and waits for a run and a chart over all runs."""
+    page.goto(url)
+    page.get_by_text(run, exact=True).first.wait_for()
+    page.get_by_text("best_val_accuracy", exact=True).first.wait_for()
+    page.locator(".js-plotly-plot").first.wait_for()
+
+
+def show_table(page: Page, url: str, run: str) -> None:
+    """Opens the same runs as a table, without the assistant beside it."""
+    page.goto(url.replace("&compareRunsMode=CHART", ""))
+    page.get_by_text(run, exact=True).first.wait_for()
+    close = page.get_by_role("button", name="Close")
+    if close.count():
+        close.first.click()
+
+
+def show_registry(page: Page, server_url: str, model: str) -> None:
+    """Opens a registered model's page, with its versions and aliases."""
+    page.goto(f"{server_url}/#/models/{model}")
+    page.get_by_text("champion").first.wait_for()
+
+
+def main(folder: str = "docs/pictures") -> int:
+    settings = Settings.from_env()
+    with open_server(settings) as server, open_page() as page:
+        server.wait()
+        experiment = open_client(server.url).get_experiment_by_name("digits")
+        url = runs_url(server.url, experiment.experiment_id, "val_accuracy")
+        show_table(page, url, "cnn-000")
+        page.wait_for_timeout(1000)
+        page.screenshot(path=str(Path(folder) / "runs.png"))
+        show_charts(page, url, "cnn-000")
+        page.wait_for_timeout(4000)  # the charts draw themselves one after the other
+        page.screenshot(path=str(Path(folder) / "charts.png"))
+        show_registry(page, server.url, "digits-classifier")
+        page.wait_for_timeout(1000)
+        page.screenshot(path=str(Path(folder) / "registry.png"))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(*sys.argv[1:]))
