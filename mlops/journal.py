@@ -191,15 +191,13 @@ class Journal:
         size = len(rest)
         try:
             if self._torn:
+                # What stands of a line must go before the next one, or both were damaged.
                 os.ftruncate(fd, self._end)
                 self._torn = False
             while rest:  # a full disk takes a part of a line first, and then says so
                 rest = rest[os.write(fd, rest) :]
         except OSError as err:
-            # What stands of the line must go before the next one, or both were damaged.
             self._torn = True
-            with contextlib.suppress(OSError):
-                os.ftruncate(fd, self._end)
             raise _unwritable(err) from err
         self._end += size
         self._sequence += 1

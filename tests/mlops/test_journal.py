@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import errno
-import fcntl
 import os
 import resource
 import shutil
@@ -580,18 +579,30 @@ def _line(sequence: int, text: str) -> bytes:
     return b"%08x %b\n" % (zlib.crc32(body), body)
 
 
-def test_a_lock_is_not_taken_on_a_folder_that_was_removed_meanwhile(tmp_path: Path) -> None:
-    folder = tmp_path / "sweep"
-    with hold_folder(folder) as first:
-        assert first
-        late = (folder / "drain.lock").open("ab")  # another process is between open and lock
+def test_a_folder_that_comes_and_goes_has_one_holder_at_a_time(tmp_path: Path) -> None:
+    folder, deadline = tmp_path / "sweep", time.monotonic() + 1.0
+    inside: list[int] = []
+    n_held, crowded = Counter[int](), threading.Event()
+
+    def hold(number: int) -> None:
+        while time.monotonic() < deadline:
+            with hold_folder(folder) as held:
+                if held:
+                    n_held[number] += 1
+                    inside.append(number)
+                    time.sleep(0)
+                    if inside != [number]:
+                        crowded.set()
+                    inside.remove(number)
+
+    threads = [threading.Thread(target=hold, args=(number,)) for number in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not crowded.is_set()
+    assert n_held.total() > 100
     assert not folder.exists()
-    fcntl.flock(late, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    with hold_folder(folder) as held:
-        assert held
-        with hold_folder(folder) as twice:
-            assert not twice
-    late.close()
 
 
 def test_folders_that_come_and_go_lose_no_journal(tmp_path: Path) -> None:

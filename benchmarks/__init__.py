@@ -1,0 +1,1 @@
+"""One program a claim. Each prints a table with its data, n, spread, hardware and date."""
