@@ -15,7 +15,8 @@ from pathlib import Path
 from benchmarks.tables import print_table
 from experiments.architectures import describe, open_architecture
 from experiments.config import BUILT_IN, SweepConfig
-from experiments.study import build_pruner, open_search, open_storage
+from experiments.storage import open_storage
+from experiments.study import build_pruner, open_search
 from experiments.trial import TrialTask, run_trial, set_up_process, train
 from mlops.data import load_dataset
 from mlops.dataset_store import open_dataset_store

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from mlops.program import command_line
+from mlops.server import FIRST_PORT
 
 if TYPE_CHECKING:
     from experiments.study import Search
@@ -160,7 +161,10 @@ def next_steps(result: SweepResult, settings: Settings) -> str:
     """Returns where to look and the commands to type next, complete."""
     lines = ["", "Compare the runs in the MLflow UI:"]
     if settings.embedded:
-        lines.append(f"  {command_line('python', '-m', 'mlops.server')}")
+        # The same port as during the sweep, so that the address below holds.
+        port = None if result.ui_url is None else urllib.parse.urlsplit(result.ui_url).port
+        wanted = [] if port in (None, FIRST_PORT) else ["--port", str(port)]
+        lines.append(f"  {command_line('python', '-m', 'mlops.server', *wanted)}")
     if result.ui_url is not None:
         lines.append(f"  {result.ui_url}")
     if result.undelivered:

@@ -58,7 +58,7 @@ def run_sweep(
         >>> result.studies[0].best.value
     """
     from experiments.progress import open_progress
-    from experiments.study import open_storage
+    from experiments.storage import open_storage
     from mlops.data import load_dataset
     from mlops.dataset_store import open_dataset_store
 
@@ -96,7 +96,8 @@ def run_sweep(
 def _find_finished(config: SweepConfig, settings: Settings, dataset: Dataset) -> SweepResult | None:
     """Returns the result of a sweep that is done, from the studies alone; None if it is not."""
     from experiments.results import SweepResult, study_result
-    from experiments.study import find_studies, open_storage, reopen_search
+    from experiments.storage import open_storage
+    from experiments.study import find_studies, reopen_search
 
     storage = open_storage(settings.study_url)
     wanted = {

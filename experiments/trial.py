@@ -295,7 +295,7 @@ def _reason(err: Exception) -> str:
 
 @functools.lru_cache(maxsize=1)
 def _open_storage(url: str) -> Any:
-    from experiments.study import open_storage
+    from experiments.storage import open_storage
 
     return open_storage(url)
 

@@ -237,11 +237,20 @@ def _unwritable(err: OSError) -> TrackingError:
 def _open_draft(draft: Path) -> int:
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND
     for _ in range(9):
-        draft.parent.mkdir(parents=True, exist_ok=True)
+        _make_folder(draft.parent)
         # Another process may remove the folder, empty as it is, this very moment.
         with contextlib.suppress(FileNotFoundError):
             return os.open(draft, flags, 0o666)
     return os.open(draft, flags, 0o666)
+
+
+def _make_folder(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except FileExistsError:
+        # pathlib says so, too, of a folder that was there and was removed before it looked again.
+        if folder.is_file():
+            raise
 
 
 def _fsync_tree(folder: Path, fsync: Callable[[int], None]) -> None:
@@ -552,7 +561,7 @@ def hold_folder(folder: Path) -> Iterator[bool]:
     with contextlib.ExitStack() as stack:
         lock: BinaryIO | None = None
         while lock is None:
-            folder.mkdir(parents=True, exist_ok=True)
+            _make_folder(folder)
             # Whoever held it before may have removed the lock, or the folder, this very moment.
             with contextlib.suppress(FileNotFoundError):
                 file = stack.enter_context((folder / "drain.lock").open("ab"))

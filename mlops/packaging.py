@@ -23,6 +23,8 @@ import platform
 import re
 import shutil
 import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -200,9 +202,23 @@ def load_model(folder: Path) -> Any:
     import mlflow.pyfunc
 
     try:
-        return mlflow.pyfunc.load_model(str(folder))
+        with _hushed():
+            return mlflow.pyfunc.load_model(str(folder))
     except Exception as err:
         refuse_model(_NETWORK, f"could not be loaded ({type(err).__name__})", err)
+
+
+@contextmanager
+def _hushed() -> Iterator[None]:
+    """Keeps what TensorFlow writes to the file descriptor of stderr at its import to itself."""
+    with open(os.devnull, "wb") as nowhere:  # noqa: PTH123
+        before = os.dup(2)
+        os.dup2(nowhere.fileno(), 2)
+        try:
+            yield
+        finally:
+            os.dup2(before, 2)
+            os.close(before)
 
 
 def check_model_folder(folder: Path) -> ModelSpec:

@@ -15,7 +15,11 @@ from mlops.packaging import ModelSpec
 
 @dataclass(frozen=True, slots=True)
 class Gate:
-    """One comparison. `value` and `limit` are numbers, or words where nothing was measured."""
+    """One comparison. `value` and `limit` are numbers, or words where nothing was measured.
+
+    Attributes:
+        reason: Why it did not pass; empty where it did.
+    """
 
     name: str
     passed: bool
@@ -50,6 +54,16 @@ class Decision:
         return "; ".join(gate.reason for gate in self.gates if not gate.passed)
 
 
+def _gate(
+    name: str,
+    passed: bool,
+    value: float | str | None,
+    limit: float | str | None,
+    failure: str,
+) -> Gate:
+    return Gate(name, passed, value, limit, "" if passed else failure)
+
+
 def refuse_structure(reason: str) -> Decision:
     """Returns the decision about a model folder that was not even loaded."""
     return Decision("rejected", (Gate("structure", False, "refused", "allowed", reason),))
@@ -59,15 +73,15 @@ def decide(evidence: Evidence) -> Decision:
     """Decides whether the candidate becomes the champion. Equal to the champion is good enough."""
     spec, score = evidence.candidate
     gates = [
-        Gate("structure", True, "allowed", "allowed", "holds stock layers only"),
-        Gate(
+        Gate("structure", True, "allowed", "allowed", ""),
+        _gate(
             "finite_outputs",
             score.n_not_finite == 0,
             float(score.n_not_finite),
             0.0,
             f"{score.n_not_finite} of {score.n_rows} answers are not finite",
         ),
-        Gate(
+        _gate(
             "better_than_chance",
             score.value > score.chance,
             score.value,
@@ -88,7 +102,7 @@ def _compare(
 ) -> list[Gate]:
     takes = _interface(champion)
     gates = [
-        Gate(
+        _gate(
             "same_interface",
             _interface(spec) == takes,
             _interface(spec),
@@ -98,7 +112,7 @@ def _compare(
     ]
     if champion_score is not None:
         gates.append(
-            Gate(
+            _gate(
                 "not_worse_than_champion",
                 score.value >= champion_score.value,
                 score.value,

@@ -13,7 +13,7 @@ import pytest
 from experiments import run_sweep
 from experiments.cluster import Cluster, open_cluster
 from experiments.config import BUILT_IN, SweepConfig
-from experiments.study import open_storage
+from experiments.storage import open_storage
 from tests.conftest import Tracking
 from tests.experiments.test_sweep import Notes
 

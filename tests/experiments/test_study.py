@@ -11,6 +11,7 @@ from optuna.trial import TrialState
 
 from experiments.architectures import Description
 from experiments.config import SweepConfig
+from experiments.storage import open_storage
 from experiments.study import (
     MAX_ATTEMPTS,
     Search,
@@ -18,7 +19,6 @@ from experiments.study import (
     is_locked,
     lock_sweep,
     open_search,
-    open_storage,
     reopen_search,
 )
 from experiments.trial import TrialResult

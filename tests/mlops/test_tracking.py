@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+import shutil
 import socket
 import tempfile
 import threading
@@ -159,7 +160,7 @@ def points(client: Any, run_id: str, metric: str) -> list[tuple[int, float]]:
 
 
 def list_files(client: Any, run_id: str, path: str = "") -> set[str]:
-    found = set()
+    found: set[str] = set()
     for file in client.list_artifacts(run_id, path or None):
         found |= list_files(client, run_id, file.path) if file.is_dir else {file.path}
     return found
@@ -475,6 +476,22 @@ def test_a_model_whose_upload_was_cut_short_is_uploaded_whole(
     deliver(FlakyClient(store, ["", "", "before", "", "before", "", "", "before"]), journal.folder)
     files = list_files(store, get_run(store, run).info.run_id)
     assert files == {"model/MLmodel", "model/data/model.keras", "model/requirements.txt"}
+
+
+def test_an_artifact_whose_copy_is_gone_undelivered_is_said_so(
+    store: Any, journal: Journal, tmp_path: Path
+) -> None:
+    sink = MlflowSink(store)
+    delivery = Delivery(journal.folder, lambda: sink)
+    run = Run.create(journal, experiment="digits", name="lost file")
+    assert delivery.run_pass()
+    (tmp_path / "note.txt").write_text("a note")
+    run.log_artifact(tmp_path / "note.txt")
+    shutil.rmtree(journal.path.with_suffix(".files"))
+    assert delivery.run_pass()
+    assert sink.refused == [
+        f"artifact of run {run.key}: its copy 'note.txt' beside the journal is gone"
+    ]
 
 
 def test_names_with_quotes_pass(store: Any, journal: Journal, tmp_path: Path) -> None:
