@@ -24,10 +24,11 @@ from experiments.runs import SweepRuns
 from experiments.study import Ask, Search, open_search
 from experiments.trial import TrialTask, run_trial
 from mlops.data import Dataset
-from mlops.journal import Drain
+from mlops.drain import Drain
+from mlops.mlflow_sink import MlflowSink
 from mlops.packaging import ModelSpec, build_model_folder
 from mlops.settings import Settings
-from mlops.tracking import MlflowSink, Run, new_run_key
+from mlops.tracking import Run, new_run_key
 
 FLUSH_S = 60.0
 FLUSH_INTERRUPTED_S = 10.0

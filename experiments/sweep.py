@@ -235,8 +235,10 @@ def _open_driver(
 ) -> Iterator[Driver]:
     from experiments.driver import Driver
     from experiments.runs import SweepRuns
-    from mlops.journal import Drain, Journal
-    from mlops.tracking import MlflowSink, open_client
+    from mlops.drain import Drain
+    from mlops.journal import Journal
+    from mlops.mlflow_sink import MlflowSink
+    from mlops.mlflow_store import open_client
 
     folder = settings.home / "journal" / sweep_id
     sinks: list[MlflowSink] = []

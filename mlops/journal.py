@@ -1,7 +1,8 @@
-"""The crash-safe local journal of runs, and its drain into MLflow.
+"""The crash-safe local journal of runs: its files, their writing and their reading.
 
 A process that trains appends records to a file of its own and goes on; it never waits for a
-network. A drain, in another thread or another process, reads the files and sends them.
+network. A drain (`mlops.drain`), in another thread or another process, reads the files and sends
+them.
 
 A journal is a text file of one line a record: `<crc32> <sequence number> <JSON>`. A line that
 `append` returned from is in the operating system's hands (it survives kill -9 of the writer); a
@@ -24,7 +25,6 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import itertools
 import json
 import os
 import secrets
@@ -36,15 +36,11 @@ import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, Literal, Protocol
+from typing import Any, Literal
 
 from mlops.errors import TrackingError
 
 COMMIT_WINDOW_S = 0.1
-CHUNK_RECORDS = 1000
-LOOK_EVERY_S = 0.25
-LOOK_AT_LEAST_EVERY_S = 5.0
-STALE_DRAFT_S = 3600.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -237,14 +233,15 @@ def _unwritable(err: OSError) -> TrackingError:
 def _open_draft(draft: Path) -> int:
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND
     for _ in range(9):
-        _make_folder(draft.parent)
+        make_folder(draft.parent)
         # Another process may remove the folder, empty as it is, this very moment.
         with contextlib.suppress(FileNotFoundError):
             return os.open(draft, flags, 0o666)
     return os.open(draft, flags, 0o666)
 
 
-def _make_folder(folder: Path) -> None:
+def make_folder(folder: Path) -> None:
+    """Makes a journal folder unless it is there; a drain may remove an empty one meanwhile."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except FileExistsError:
@@ -314,6 +311,20 @@ def read_records(path: Path, offset: int = 0) -> Iterator[Record]:
         yield record
 
 
+def read_before_damage(path: Path, offset: int) -> Iterator[Record]:
+    """Yields the records from a byte offset on up to the first damaged one.
+
+    Raises:
+        TrackingError: that is the very first.
+    """
+    for n, (record, start) in enumerate(_read_lines(path, offset)):
+        if record is None:
+            if n == 0:
+                raise _damage(path, start)
+            return
+        yield record
+
+
 def find_journals(folder: Path) -> list[Path]:
     """Returns a folder's journals, oldest first: the driver's creates the runs of the others."""
     return sorted(folder.glob("*.journal"))
@@ -325,7 +336,7 @@ def read_undelivered(folder: Path) -> Iterator[Record | None]:
     Records behind a damaged one are yielded too.
     """
     for path in find_journals(folder):
-        for record, _ in _read_lines(path, _sent(path)):
+        for record, _ in _read_lines(path, read_sent(path)):
             if record is None or record.kind not in ("open", "close"):
                 yield record
 
@@ -333,6 +344,26 @@ def read_undelivered(folder: Path) -> Iterator[Record | None]:
 def read_lines(path: Path) -> Iterator[Record | None]:
     """Yields every whole line of a journal; None stands for a damaged one."""
     return (record for record, _ in _read_lines(path, 0))
+
+
+def read_sent(path: Path) -> int:
+    """Returns how many bytes of a journal are delivered, by the note that a drain left of it."""
+    # Without a good note all is sent again. Its newline tells a whole note from a torn one.
+    with contextlib.suppress(FileNotFoundError, ValueError):
+        note = path.with_suffix(".sent").read_bytes()
+        if note.endswith(b"\n"):
+            return int(note)
+    return 0
+
+
+def is_closed(path: Path) -> bool:
+    """Tells whether a journal's last whole line is the one that `Journal.close` writes."""
+    with contextlib.suppress(FileNotFoundError), path.open("rb") as file:
+        file.seek(max(0, path.stat().st_size - 200))
+        lines = file.read().splitlines(keepends=True)
+        record = _parse(lines[-1], 0) if lines else None
+        return record is not None and record.kind == "close"
+    return False
 
 
 def _read_lines(path: Path, offset: int) -> Iterator[tuple[Record | None, int]]:
@@ -363,292 +394,3 @@ def _damage(path: Path, offset: int) -> TrackingError:
         "What stands before it is delivered; the file is kept. To go on without that record, type: "
         f"sed -i {line}d '{path}'"
     )
-
-
-class ServerFaultError(ConnectionError):
-    """A server answered, but that something is wrong with it: it may take another journal."""
-
-
-class Sink(Protocol):
-    """What a drain delivers to. `mlops.tracking.MlflowSink` is the real one."""
-
-    def deliver(self, folder: Path, records: list[Record], doubtful: bool) -> int:
-        """Sends records in order; returns how many of them are done (the rest must wait).
-
-        May raise ConnectionError: nothing, or an unknown part of it, arrived. The drain then sends
-        the same records again with `doubtful` set, so an implementation must bear repetition.
-        What a server will never take counts as done: it must not block the rest.
-        """
-        ...
-
-
-class Delivery:
-    """Delivers a folder's journals, a pass at a time. The caller holds it: `hold_folder`.
-
-    What a crash leaves: between a delivery and the note of it (`.sent`), records that are sent
-    twice, as *doubtful*; between the note and the end of a journal, a journal that is removed on
-    the next pass.
-
-    Attributes:
-        problems: What kept the last pass from delivering something, a sentence each.
-        unreachable: Whether no server answered; the pass ended there.
-        may_pass: Whether one of the problems may pass by itself.
-        n_delivered: Number of records that were delivered.
-    """
-
-    def __init__(self, folder: Path, open_sink: Callable[[], Sink]) -> None:
-        self.folder = folder
-        self.problems: list[str] = []
-        self.unreachable = False
-        self.may_pass = False
-        self.n_delivered = 0
-        self._open_sink = open_sink
-        self._sink: Sink | None = None
-        self._doubtful_until: dict[Path, int] = {}
-        self._failures: dict[Path, int] = {}
-        self._n_passes = 0
-
-    def run_pass(self) -> bool:
-        """Goes once over all journals; returns whether anything was delivered. Raises nothing."""
-        self._n_passes += 1
-        problems: list[str] = []
-        unreachable = may_pass = progress = False
-        # Who failed comes last, the longest ago first, so that no journal keeps another waiting.
-        journals = sorted(find_journals(self.folder), key=lambda path: self._failures.get(path, 0))
-        for path in journals:
-            try:
-                if self._sink is None:
-                    self._sink = self._open_sink()
-                progress = self._deliver(path, self._sink) or progress
-                self._failures.pop(path, None)
-            except Exception as err:  # whatever it is, the other journals and the trainer go on
-                self._failures[path] = self._n_passes
-                problems.append(_sentence(err))
-                may_pass = may_pass or isinstance(err, ConnectionError) or self._sink is None
-                unreachable = self._sink is None or (
-                    isinstance(err, ConnectionError) and not isinstance(err, ServerFaultError)
-                )
-                if unreachable:
-                    break
-        self.problems, self.unreachable, self.may_pass = problems, unreachable, may_pass
-        return progress
-
-    def _deliver(self, path: Path, sink: Sink) -> bool:
-        sent = _sent(path)
-        # Asked for first: what a writer appended before it died is then read below.
-        is_over = find_writer(path) == "gone" or _is_closed(path)
-        records = list(itertools.islice(_before_damage(path, sent), CHUNK_RECORDS))
-        if not records:
-            if is_over:
-                _remove(path)
-            return False
-        # What stood here before this drain began, others may have sent, and died before the note
-        # of it, or lost the note with the power.
-        doubtful_until = self._doubtful_until.setdefault(path, _size(path))
-        self._doubtful_until[path] = max(doubtful_until, records[-1].end)
-        done = sink.deliver(self.folder, records, sent < doubtful_until)
-        if done == 0:
-            raise TrackingError(
-                f"{path.name} waits for another journal, which creates the run {records[0].run}."
-            )
-        _note_sent(path, records[done - 1].end)
-        if done == len(records):
-            self._doubtful_until[path] = doubtful_until
-        for record in records[:done]:
-            self.n_delivered += record.kind not in ("open", "close")
-            if "spooled" in record.fields:
-                place = (self.folder / record.fields["spooled"]).parent
-                shutil.rmtree(place, ignore_errors=True)
-        if records[done - 1].kind == "close":
-            _remove(path)
-        return True
-
-
-class Drain:
-    """The reading end: delivers a folder's journals in a thread of its own.
-
-    One drain a folder at a time: the first to start holds it until it is stopped; another one
-    waits for it. When the last journal is gone the folder goes too.
-
-    Args:
-        folder: The sweep's journal folder.
-        open_sink: Opens the sink; called in the drain's own thread, since opening may be slow, and
-            called again if it raised.
-    """
-
-    def __init__(self, folder: Path, open_sink: Callable[[], Sink]) -> None:
-        self.folder = folder
-        self._delivery = Delivery(folder, open_sink)
-        self._stop = threading.Event()
-        self._finish = threading.Event()
-        self._thread: threading.Thread | None = None
-        self._is_held_elsewhere = False
-
-    @property
-    def problem(self) -> str | None:
-        """What keeps the drain from delivering now, or None."""
-        if self._is_held_elsewhere:
-            return "another process delivers this journal"
-        return next(iter(self._delivery.problems), None)
-
-    def start(self) -> Drain:
-        if self._thread is None or not self._thread.is_alive():
-            self._stop.clear()
-            self._finish.clear()
-            self._thread = threading.Thread(target=self._run, name="journal-drain", daemon=True)
-            self._thread.start()
-        return self
-
-    def undelivered(self) -> int:
-        """Counts the records that no server has confirmed yet, damaged ones included."""
-        return sum(1 for _ in read_undelivered(self.folder))
-
-    def stop(self, timeout_s: float = 0.0) -> None:
-        """Stops the thread; waits `timeout_s` at most for a delivery under way, which goes on."""
-        self._stop.set()
-        self._finish.set()
-        if self._thread is not None:
-            self._thread.join(timeout_s)
-
-    def flush(self, timeout_s: float) -> int:
-        """Delivers until nothing is left or the time is over; returns `undelivered()`.
-
-        Tries again while no server answers; ends at once where waiting is of no use.
-        """
-        deadline = time.monotonic() + timeout_s
-        if self._stop.is_set() and self._thread is not None:
-            self._thread.join(timeout_s)
-        self.start()
-        self._finish.set()
-        assert self._thread is not None
-        self._thread.join(max(0.0, deadline - time.monotonic()))
-        self._stop.set()
-        return self.undelivered()
-
-    def _run(self) -> None:
-        while not self._stop.is_set():
-            try:
-                with hold_folder(self.folder) as held:
-                    self._is_held_elsewhere = not held
-                    if held:
-                        self._deliver()
-                        return
-            except OSError as err:  # the folder cannot be made, or not be locked
-                self._delivery.problems = [_sentence(err)]
-            self._stop.wait(LOOK_EVERY_S)
-
-    def _deliver(self) -> None:
-        pause_s = LOOK_EVERY_S
-        while not self._stop.is_set():
-            progress = self._delivery.run_pass()
-            failed = self._delivery.may_pass
-            if self._finish.is_set():
-                if not progress and not failed:
-                    return
-                if failed:
-                    self._stop.wait(LOOK_EVERY_S)
-            else:
-                pause_s = min(pause_s * 2, LOOK_AT_LEAST_EVERY_S) if failed else LOOK_EVERY_S
-                self._finish.wait(pause_s)
-
-
-@contextlib.contextmanager
-def hold_folder(folder: Path) -> Iterator[bool]:
-    """Yields whether this process is now the one that delivers a folder; removes an empty one.
-
-    The kernel lets go of it when the process dies.
-    """
-    with contextlib.ExitStack() as stack:
-        lock: BinaryIO | None = None
-        while lock is None:
-            _make_folder(folder)
-            # Whoever held it before may have removed the lock, or the folder, this very moment.
-            with contextlib.suppress(FileNotFoundError):
-                file = stack.enter_context((folder / "drain.lock").open("ab"))
-                try:
-                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                except BlockingIOError:
-                    yield False
-                    return
-                if os.path.samestat(os.fstat(file.fileno()), (folder / "drain.lock").stat()):
-                    lock = file
-        try:
-            yield True
-        finally:
-            _remove_if_empty(folder)
-
-
-def _remove_if_empty(folder: Path) -> None:
-    """Removes a folder without journals, with what a killed drain may have left in it."""
-    if find_journals(folder):
-        return
-    for path in folder.glob("*"):
-        if path.suffix == ".files":
-            shutil.rmtree(path, ignore_errors=True)
-        elif path.suffix in (".sent", ".sent-draft") or _is_stale_draft(path):
-            path.unlink(missing_ok=True)
-    (folder / "drain.lock").unlink(missing_ok=True)
-    with contextlib.suppress(OSError):  # somebody begins a journal: it stays
-        folder.rmdir()
-
-
-def _is_stale_draft(path: Path) -> bool:
-    with contextlib.suppress(FileNotFoundError):
-        return (
-            path.suffix == ".journal-draft" and time.time() - path.stat().st_mtime > STALE_DRAFT_S
-        )
-    return False
-
-
-def _before_damage(path: Path, offset: int) -> Iterator[Record]:
-    """Yields records up to the first damaged one; raises only if that is the very first."""
-    for n, (record, start) in enumerate(_read_lines(path, offset)):
-        if record is None:
-            if n == 0:
-                raise _damage(path, start)
-            return
-        yield record
-
-
-def _is_closed(path: Path) -> bool:
-    """Tells whether a journal's last whole line is the one that `Journal.close` writes."""
-    with contextlib.suppress(FileNotFoundError), path.open("rb") as file:
-        file.seek(max(0, _size(path) - 200))
-        lines = file.read().splitlines(keepends=True)
-        record = _parse(lines[-1], 0) if lines else None
-        return record is not None and record.kind == "close"
-    return False
-
-
-def _size(path: Path) -> int:
-    try:
-        return path.stat().st_size
-    except FileNotFoundError:
-        return 0
-
-
-def _remove(path: Path) -> None:
-    # The journal goes first: without it the other two are known to be of no use.
-    path.unlink(missing_ok=True)
-    path.with_suffix(".sent").unlink(missing_ok=True)
-    shutil.rmtree(path.with_suffix(".files"), ignore_errors=True)
-
-
-def _sent(path: Path) -> int:
-    # Without a good note all is sent again. Its newline tells a whole note from a torn one.
-    with contextlib.suppress(FileNotFoundError, ValueError):
-        note = path.with_suffix(".sent").read_bytes()
-        if note.endswith(b"\n"):
-            return int(note)
-    return 0
-
-
-def _note_sent(path: Path, offset: int) -> None:
-    note = path.with_suffix(".sent")
-    draft = note.with_suffix(".sent-draft")
-    draft.write_text(f"{offset}\n")
-    draft.replace(note)
-
-
-def _sentence(err: Exception) -> str:
-    return str(err) if isinstance(err, (TrackingError, ConnectionError)) else f"{err!r}"

@@ -15,19 +15,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from mlops.drain import Delivery, hold_folder
 from mlops.errors import TrackingError
-from mlops.journal import (
-    Delivery,
-    Journal,
-    find_journals,
-    find_writer,
-    hold_folder,
-    read_lines,
-    read_undelivered,
-)
+from mlops.journal import Journal, find_journals, find_writer, read_lines, read_undelivered
+from mlops.mlflow_sink import MlflowSink
+from mlops.mlflow_store import open_store_client
 from mlops.program import answer, answer_json, run_program, say
 from mlops.settings import Settings
-from mlops.tracking import MlflowSink, Run, open_store_client
+from mlops.tracking import Run
 
 
 @dataclass(frozen=True, slots=True)

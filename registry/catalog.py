@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from mlops.errors import MlopsError, choose
-from mlops.tracking import MODEL_PATH, ensure_experiment, ensure_registered_model, upload
+from mlops.mlflow_store import ensure_experiment, ensure_registered_model, upload
+from mlops.tracking import MODEL_PATH
 
 CHAMPION = "champion"
 RELEASE_PATH = "release"
@@ -62,7 +63,7 @@ class Catalog:
     """Reads and writes candidates and releases of one MLflow server."""
 
     def __init__(self, client: Any) -> None:
-        """`client` is an `MlflowClient`, as `mlops.tracking.open_client` gives it."""
+        """`client` is an `MlflowClient`, as `mlops.mlflow_store.open_client` gives it."""
         self._client = client
 
     def find_candidates(self, name: str) -> list[Candidate]:

@@ -83,7 +83,7 @@ def promote(
     Raises:
         MlopsError: there is no such candidate, or a store does not answer.
     """
-    from mlops.tracking import open_store_client
+    from mlops.mlflow_store import open_store_client
     from registry.catalog import Catalog
 
     settings = settings or Settings.from_env()

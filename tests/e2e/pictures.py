@@ -15,9 +15,9 @@ from pathlib import Path
 from playwright.sync_api import Page, sync_playwright
 
 from experiments.results import runs_url
+from mlops.mlflow_store import open_client
 from mlops.server import open_server
 from mlops.settings import Settings
-from mlops.tracking import open_client
 
 FLAGS = [
     "--no-sandbox",

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from mlops.dataset_store import open_dataset_store
-from mlops.tracking import open_store_client
+from mlops.mlflow_store import open_store_client
 from tests.e2e.conftest import Swept
 from tests.e2e.pictures import open_page, show_charts, show_registry, show_table
 from tests.e2e.serving import free_port, serve
@@ -53,6 +53,9 @@ def test_the_served_champions_labels_are_those_computed_offline_on_the_same_test
         assert [answer["label"] for answer in answers] == offline
         served = np.array([answer["probabilities"] for answer in answers])
         np.testing.assert_allclose(served, probabilities, atol=1e-6)
+        status, text = scorer.post((README.parent / "examples" / "digit.json").read_bytes())
+        assert status == 200, text
+        assert json.loads(text)["predictions"][0]["label"] in podium["class_names"]
         encoded = [base64.b64encode(row.tobytes()).decode() for row in rows[:5]]
         status, text = scorer.post({"inputs": encoded})
         assert status == 200, text

@@ -23,8 +23,9 @@ from experiments.cluster import Cluster
 from experiments.config import SweepConfig
 from experiments.study import Tally
 from mlops.errors import DataError, UsageError
+from mlops.mlflow_store import open_client
+from mlops.packaging import check_model_folder
 from mlops.settings import Settings
-from mlops.tracking import open_client
 from tests.conftest import Tracking
 
 QUICK = SweepConfig(architectures=("dnn",), trials=2, epochs=2, workers=2)
@@ -205,19 +206,30 @@ def test_a_trial_whose_worker_is_killed_is_tried_again_in_a_run_of_its_own(
     assert attempts[0].data.tags["mlops.seed"] == failed[0].data.tags["mlops.seed"]
 
 
-def test_images_only_architectures_are_left_out_of_a_table_and_the_reason_is_said(
-    tracking: Tracking, workers: Cluster, tmp_path: Path
+def test_a_users_csv_becomes_a_model_that_knows_its_columns(
+    tracking: Tracking, workers: Cluster, client: Any, tmp_path: Path
 ) -> None:
-    rows = np.random.default_rng(0).normal(size=(90, 4)).astype(np.float32)
-    np.savez(tmp_path / "flowers.npz", x=rows, y=np.where(rows[:, 0] > 0, "left", "right"))
+    rows = np.random.default_rng(0).normal(size=(90, 2)).round(3)
+    lines = [f"{w},{h},{'wide' if w > h else 'tall'}" for w, h in rows]
+    (tmp_path / "flowers.csv").write_text("\n".join(["width,height,form", *lines]))
     config = dataclasses.replace(
-        QUICK, dataset=str(tmp_path / "flowers.npz"), architectures=("dnn", "cnn"), trials=1
+        QUICK,
+        dataset=str(tmp_path / "flowers.csv"),
+        label="form",
+        architectures=("dnn", "cnn"),
+        trials=1,
     )
     notes = Notes()
     result = run_sweep(config, settings=tracking.settings, cluster=workers, progress=notes)
     assert [study.architecture for study in result.studies] == ["dnn"]
     assert result.experiment == "flowers"
     assert "cnn is left out: it takes images, and this dataset holds tables." in notes.lines
+    best = result.studies[0].best
+    assert best is not None
+    folder = client.download_artifacts(best.run_id, "model", str(tmp_path))
+    spec = check_model_folder(Path(folder))
+    assert spec.input.columns == ("width", "height")
+    assert spec.class_names == ("tall", "wide")
 
 
 def everything_in(home: Path) -> set[str]:

@@ -20,16 +20,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from mlops.drain import Delivery, Drain, ServerFaultError, hold_folder
 from mlops.errors import TrackingError
 from mlops.journal import (
-    Delivery,
-    Drain,
     Journal,
     Record,
-    ServerFaultError,
     find_journals,
     find_writer,
-    hold_folder,
     read_lines,
     read_records,
     read_undelivered,

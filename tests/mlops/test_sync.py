@@ -12,16 +12,14 @@ from typing import Any
 
 import pytest
 
-from mlops.journal import Delivery, Drain, Journal, Record, find_journals, hold_folder
+from mlops.drain import Delivery, Drain, hold_folder
+from mlops.journal import Journal, Record, find_journals
+from mlops.mlflow_sink import MlflowSink
+from mlops.mlflow_store import open_client, open_store_client
 from mlops.settings import Settings
 from mlops.sync import close_orphans, main, sync
-from mlops.tracking import RUN_KEY, MlflowSink, Run, new_run_key, open_client, open_store_client
+from mlops.tracking import RUN_KEY, Run, new_run_key
 from tests.conftest import Tracking
-
-# MLflow 3.17 under SQLAlchemy 2.1, when its store is first imported.
-pytestmark = pytest.mark.filterwarnings(
-    "ignore:The ``noload`` loader strategy:sqlalchemy.exc.SADeprecationWarning"
-)
 
 # A driver that began two runs, a worker's journal that ended one; killed, or waiting to be.
 DRIVER = """

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+import os
 import shutil
 import socket
 import tempfile
@@ -14,25 +15,14 @@ import pytest
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
+from mlops.drain import Delivery, Drain
 from mlops.errors import TrackingError
-from mlops.journal import Delivery, Drain, Journal, find_journals
+from mlops.journal import Journal, find_journals
+from mlops.mlflow_sink import MlflowSink
+from mlops.mlflow_store import ensure_experiment, open_client, open_store_client
 from mlops.settings import Settings
-from mlops.tracking import (
-    RUN_KEY,
-    MlflowSink,
-    Run,
-    RunDataset,
-    ensure_experiment,
-    new_run_key,
-    open_client,
-    open_store_client,
-)
+from mlops.tracking import RUN_KEY, Run, RunDataset, new_run_key
 from tests.conftest import Tracking
-
-# MLflow 3.17 under SQLAlchemy 2.1, when its store is first imported.
-pytestmark = pytest.mark.filterwarnings(
-    "ignore:The ``noload`` loader strategy:sqlalchemy.exc.SADeprecationWarning"
-)
 
 DATASET = RunDataset("digits", "a" * 64, "sklearn", "training", {"train": 1000, "split_seed": 0})
 WRITES = frozenset(
@@ -195,6 +185,22 @@ def test_a_run_arrives_whole_at_a_server(tracking: Tracking, journal: Journal) -
     assert sink.run_ids == {run.key: get_run(client, run).info.run_id}
     assert sink.versions[run.key] >= 1
     assert sink.experiment_ids == {"digits": get_run(client, run).info.experiment_id}
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost"])
+def test_a_server_on_this_machine_is_reached_past_the_proxy_of_the_environment(
+    tracking: Tracking, monkeypatch: pytest.MonkeyPatch, host: str
+) -> None:
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
+    monkeypatch.setenv("no_proxy", "")
+    monkeypatch.setenv("NO_PROXY", "intranet.example")
+    open_client("http://tracking.example:5000")
+    assert (os.environ["no_proxy"], os.environ["NO_PROXY"]) == ("", "intranet.example")
+    for _ in range(2):
+        client = open_client(tracking.url.replace("127.0.0.1", host))
+        assert client.get_experiment("0").name == "Default"
+        expected = f"intranet.example,{host}"
+        assert (os.environ["no_proxy"], os.environ["NO_PROXY"]) == (expected, expected)
 
 
 def test_the_store_opened_directly_keeps_artifacts_where_the_server_does(

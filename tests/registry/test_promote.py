@@ -16,9 +16,9 @@ from mlops.data import Dataset, load_dataset
 from mlops.dataset_store import open_dataset_store
 from mlops.errors import MlopsError
 from mlops.evaluation import scale_constants
+from mlops.mlflow_store import ensure_experiment, ensure_registered_model, open_store_client, upload
 from mlops.packaging import ModelSpec, build_model_folder, check_model_folder, save_network
 from mlops.settings import Settings
-from mlops.tracking import ensure_experiment, ensure_registered_model, open_store_client, upload
 from registry.catalog import Candidate, Catalog
 from registry.promote import choose_candidate, main, promote
 

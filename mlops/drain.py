@@ -1,0 +1,296 @@
+"""The drain: delivers a folder's journals to a sink, in a thread or in a pass of its own.
+
+A drain holds its folder by a lock, reads what the journals of `mlops.journal` have that no server
+has confirmed yet, and notes how far it came. Nothing here knows of MLflow: a `Sink` takes the
+records.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import itertools
+import os
+import shutil
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import BinaryIO, Protocol
+
+from mlops.errors import TrackingError
+from mlops.journal import (
+    Record,
+    find_journals,
+    find_writer,
+    is_closed,
+    make_folder,
+    read_before_damage,
+    read_sent,
+    read_undelivered,
+)
+
+CHUNK_RECORDS = 1000
+LOOK_EVERY_S = 0.25
+LOOK_AT_LEAST_EVERY_S = 5.0
+STALE_DRAFT_S = 3600.0
+
+
+class ServerFaultError(ConnectionError):
+    """A server answered, but that something is wrong with it: it may take another journal."""
+
+
+class Sink(Protocol):
+    """What a drain delivers to. `mlops.mlflow_sink.MlflowSink` is the real one."""
+
+    def deliver(self, folder: Path, records: list[Record], doubtful: bool) -> int:
+        """Sends records in order; returns how many of them are done (the rest must wait).
+
+        May raise ConnectionError: nothing, or an unknown part of it, arrived. The drain then sends
+        the same records again with `doubtful` set, so an implementation must bear repetition.
+        What a server will never take counts as done: it must not block the rest.
+        """
+        ...
+
+
+class Delivery:
+    """Delivers a folder's journals, a pass at a time. The caller holds it: `hold_folder`.
+
+    What a crash leaves: between a delivery and the note of it (`.sent`), records that are sent
+    twice, as *doubtful*; between the note and the end of a journal, a journal that is removed on
+    the next pass.
+
+    Attributes:
+        problems: What kept the last pass from delivering something, a sentence each.
+        unreachable: Whether no server answered; the pass ended there.
+        may_pass: Whether one of the problems may pass by itself.
+        n_delivered: Number of records that were delivered.
+    """
+
+    def __init__(self, folder: Path, open_sink: Callable[[], Sink]) -> None:
+        self.folder = folder
+        self.problems: list[str] = []
+        self.unreachable = False
+        self.may_pass = False
+        self.n_delivered = 0
+        self._open_sink = open_sink
+        self._sink: Sink | None = None
+        self._doubtful_until: dict[Path, int] = {}
+        self._failures: dict[Path, int] = {}
+        self._n_passes = 0
+
+    def run_pass(self) -> bool:
+        """Goes once over all journals; returns whether anything was delivered. Raises nothing."""
+        self._n_passes += 1
+        problems: list[str] = []
+        unreachable = may_pass = progress = False
+        # Who failed comes last, the longest ago first, so that no journal keeps another waiting.
+        journals = sorted(find_journals(self.folder), key=lambda path: self._failures.get(path, 0))
+        for path in journals:
+            try:
+                if self._sink is None:
+                    self._sink = self._open_sink()
+                progress = self._deliver(path, self._sink) or progress
+                self._failures.pop(path, None)
+            except Exception as err:  # whatever it is, the other journals and the trainer go on
+                self._failures[path] = self._n_passes
+                problems.append(_sentence(err))
+                may_pass = may_pass or isinstance(err, ConnectionError) or self._sink is None
+                unreachable = self._sink is None or (
+                    isinstance(err, ConnectionError) and not isinstance(err, ServerFaultError)
+                )
+                if unreachable:
+                    break
+        self.problems, self.unreachable, self.may_pass = problems, unreachable, may_pass
+        return progress
+
+    def _deliver(self, path: Path, sink: Sink) -> bool:
+        sent = read_sent(path)
+        # Asked for first: what a writer appended before it died is then read below.
+        is_over = find_writer(path) == "gone" or is_closed(path)
+        records = list(itertools.islice(read_before_damage(path, sent), CHUNK_RECORDS))
+        if not records:
+            if is_over:
+                _remove(path)
+            return False
+        # What stood here before this drain began, others may have sent, and died before the note
+        # of it, or lost the note with the power.
+        doubtful_until = self._doubtful_until.setdefault(path, _size(path))
+        self._doubtful_until[path] = max(doubtful_until, records[-1].end)
+        done = sink.deliver(self.folder, records, sent < doubtful_until)
+        if done == 0:
+            raise TrackingError(
+                f"{path.name} waits for another journal, which creates the run {records[0].run}."
+            )
+        _note_sent(path, records[done - 1].end)
+        if done == len(records):
+            self._doubtful_until[path] = doubtful_until
+        for record in records[:done]:
+            self.n_delivered += record.kind not in ("open", "close")
+            if "spooled" in record.fields:
+                place = (self.folder / record.fields["spooled"]).parent
+                shutil.rmtree(place, ignore_errors=True)
+        if records[done - 1].kind == "close":
+            _remove(path)
+        return True
+
+
+class Drain:
+    """The reading end: delivers a folder's journals in a thread of its own.
+
+    One drain a folder at a time: the first to start holds it until it is stopped; another one
+    waits for it. When the last journal is gone the folder goes too.
+
+    Args:
+        folder: The sweep's journal folder.
+        open_sink: Opens the sink; called in the drain's own thread, since opening may be slow, and
+            called again if it raised.
+    """
+
+    def __init__(self, folder: Path, open_sink: Callable[[], Sink]) -> None:
+        self.folder = folder
+        self._delivery = Delivery(folder, open_sink)
+        self._stop = threading.Event()
+        self._finish = threading.Event()
+        self._thread: threading.Thread | None = None
+        self._is_held_elsewhere = False
+
+    @property
+    def problem(self) -> str | None:
+        """What keeps the drain from delivering now, or None."""
+        if self._is_held_elsewhere:
+            return "another process delivers this journal"
+        return next(iter(self._delivery.problems), None)
+
+    def start(self) -> Drain:
+        if self._thread is None or not self._thread.is_alive():
+            self._stop.clear()
+            self._finish.clear()
+            self._thread = threading.Thread(target=self._run, name="journal-drain", daemon=True)
+            self._thread.start()
+        return self
+
+    def undelivered(self) -> int:
+        """Counts the records that no server has confirmed yet, damaged ones included."""
+        return sum(1 for _ in read_undelivered(self.folder))
+
+    def stop(self, timeout_s: float = 0.0) -> None:
+        """Stops the thread; waits `timeout_s` at most for a delivery under way, which goes on."""
+        self._stop.set()
+        self._finish.set()
+        if self._thread is not None:
+            self._thread.join(timeout_s)
+
+    def flush(self, timeout_s: float) -> int:
+        """Delivers until nothing is left or the time is over; returns `undelivered()`.
+
+        Tries again while no server answers; ends at once where waiting is of no use.
+        """
+        deadline = time.monotonic() + timeout_s
+        if self._stop.is_set() and self._thread is not None:
+            self._thread.join(timeout_s)
+        self.start()
+        self._finish.set()
+        assert self._thread is not None
+        self._thread.join(max(0.0, deadline - time.monotonic()))
+        self._stop.set()
+        return self.undelivered()
+
+    def _run(self) -> None:
+        while not self._stop.is_set():
+            try:
+                with hold_folder(self.folder) as held:
+                    self._is_held_elsewhere = not held
+                    if held:
+                        self._deliver()
+                        return
+            except OSError as err:  # the folder cannot be made, or not be locked
+                self._delivery.problems = [_sentence(err)]
+            self._stop.wait(LOOK_EVERY_S)
+
+    def _deliver(self) -> None:
+        pause_s = LOOK_EVERY_S
+        while not self._stop.is_set():
+            progress = self._delivery.run_pass()
+            failed = self._delivery.may_pass
+            if self._finish.is_set():
+                if not progress and not failed:
+                    return
+                if failed:
+                    self._stop.wait(LOOK_EVERY_S)
+            else:
+                pause_s = min(pause_s * 2, LOOK_AT_LEAST_EVERY_S) if failed else LOOK_EVERY_S
+                self._finish.wait(pause_s)
+
+
+@contextlib.contextmanager
+def hold_folder(folder: Path) -> Iterator[bool]:
+    """Yields whether this process is now the one that delivers a folder; removes an empty one.
+
+    The kernel lets go of it when the process dies.
+    """
+    with contextlib.ExitStack() as stack:
+        lock: BinaryIO | None = None
+        while lock is None:
+            make_folder(folder)
+            # Whoever held it before may have removed the lock, or the folder, this very moment.
+            with contextlib.suppress(FileNotFoundError):
+                file = stack.enter_context((folder / "drain.lock").open("ab"))
+                try:
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except BlockingIOError:
+                    yield False
+                    return
+                if os.path.samestat(os.fstat(file.fileno()), (folder / "drain.lock").stat()):
+                    lock = file
+        try:
+            yield True
+        finally:
+            _remove_if_empty(folder)
+
+
+def _remove_if_empty(folder: Path) -> None:
+    """Removes a folder without journals, with what a killed drain may have left in it."""
+    if find_journals(folder):
+        return
+    for path in folder.glob("*"):
+        if path.suffix == ".files":
+            shutil.rmtree(path, ignore_errors=True)
+        elif path.suffix in (".sent", ".sent-draft") or _is_stale_draft(path):
+            path.unlink(missing_ok=True)
+    (folder / "drain.lock").unlink(missing_ok=True)
+    with contextlib.suppress(OSError):  # somebody begins a journal: it stays
+        folder.rmdir()
+
+
+def _is_stale_draft(path: Path) -> bool:
+    with contextlib.suppress(FileNotFoundError):
+        return (
+            path.suffix == ".journal-draft" and time.time() - path.stat().st_mtime > STALE_DRAFT_S
+        )
+    return False
+
+
+def _size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except FileNotFoundError:
+        return 0
+
+
+def _remove(path: Path) -> None:
+    # The journal goes first: without it the other two are known to be of no use.
+    path.unlink(missing_ok=True)
+    path.with_suffix(".sent").unlink(missing_ok=True)
+    shutil.rmtree(path.with_suffix(".files"), ignore_errors=True)
+
+
+def _note_sent(path: Path, offset: int) -> None:
+    note = path.with_suffix(".sent")
+    draft = note.with_suffix(".sent-draft")
+    draft.write_text(f"{offset}\n")
+    draft.replace(note)
+
+
+def _sentence(err: Exception) -> str:
+    return str(err) if isinstance(err, (TrackingError, ConnectionError)) else f"{err!r}"
