@@ -88,6 +88,8 @@ def open_cluster(n_workers: int, threads: int, log: Path) -> Iterator[Cluster]:
     settings = {
         "distributed.scheduler.allowed-failures": 0,
         "distributed.worker.daemon": True,
+        # Dask samples the stack of a running call 100 times a second: a fifth of a trial's time.
+        "distributed.worker.profile.enabled": False,
         # A trial holds the interpreter for long; that is no reason to think a worker dead.
         "distributed.scheduler.worker-ttl": "30 minutes",
         "distributed.comm.timeouts.connect": "60s",

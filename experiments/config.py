@@ -37,7 +37,7 @@ class SweepConfig:
     """Which rows are for training, validation and test; part of the dataset."""
     architectures: tuple[str, ...] = tuple(BUILT_IN)
     """dnn, cnn, rnn, vae, or your own as module:Class."""
-    trials: int = 20
+    trials: int = 15
     """Finished trials (complete or pruned) of each architecture."""
     epochs: int = 20
     """Epochs of a trial that is not pruned."""

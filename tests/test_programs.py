@@ -76,7 +76,7 @@ def test_a_dry_run_says_what_would_be_done_and_creates_nothing(tmp_path: Path) -
         *("-m", "experiments.sweep", "--dry-run", "--architectures", "vae"), MLOPS_HOME=str(home)
     )
     assert done.returncode == 0, done.stderr
-    assert "vae: 20 trials of 20 epochs" in done.stdout
+    assert "vae: 15 trials of 20 epochs" in done.stdout
     assert "latent_dim" in done.stdout
     assert not home.exists()
 
