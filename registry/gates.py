@@ -69,6 +69,13 @@ def refuse_structure(reason: str) -> Decision:
     return Decision("rejected", (Gate("structure", False, "refused", "allowed", reason),))
 
 
+def refuse_answers(reason: str) -> Decision:
+    """Returns the decision about a model that does not answer the test rows with finite numbers."""
+    structure = Gate("structure", True, "allowed", "allowed", "")
+    answers = Gate("finite_outputs", False, None, 0.0, f"it does not answer: {reason}")
+    return Decision("rejected", (structure, answers))
+
+
 def decide(evidence: Evidence) -> Decision:
     """Decides whether the candidate becomes the champion. Equal to the champion is good enough."""
     spec, score = evidence.candidate

@@ -8,6 +8,7 @@ the release that was begun; killed after, the same command only writes the note.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import sys
@@ -146,7 +147,7 @@ def _decide(
 ) -> Promotion:
     from mlops.dataset_store import open_dataset_store
     from mlops.packaging import check_model_folder
-    from registry.gates import Evidence, decide, refuse_structure
+    from registry.gates import Evidence, decide, refuse_answers, refuse_structure
 
     serving = None if champion is None else champion.version
     folder = catalog.download(candidate, _new_folder(private / "candidate"))
@@ -155,7 +156,10 @@ def _decide(
     except StructureError as err:
         return _reject(catalog, candidate, serving, refuse_structure(str(err)))
     dataset = open_dataset_store(settings.datasets_url).get(spec.dataset_fingerprint)
-    score = _score(folder, spec, dataset)
+    try:
+        score = _score(folder, spec, dataset)
+    except ModelFailedError as err:
+        return _reject(catalog, candidate, serving, refuse_answers(str(err)))
     evidence = Evidence((spec, score), None)
     if champion is not None:
         champion_folder = catalog.download(champion, _new_folder(private / "champion"))
@@ -163,7 +167,11 @@ def _decide(
         same_rows = champion_spec.input.shape == spec.input.shape and (
             champion_spec.task == spec.task and champion_spec.class_names == spec.class_names
         )
-        champion_score = _score(champion_folder, champion_spec, dataset) if same_rows else None
+        champion_score = None
+        if same_rows:
+            # A champion that does not even answer is no bar for a candidate that does.
+            with contextlib.suppress(ModelFailedError):
+                champion_score = _score(champion_folder, champion_spec, dataset)
         evidence = Evidence((spec, score), (champion_spec, champion_score))
     decision = decide(evidence)
     if decision.outcome == "rejected":
@@ -192,13 +200,25 @@ def _reject(
     )
 
 
+class ModelFailedError(MlopsError):
+    """A model does not answer the rows that it is scored on."""
+
+
 def _score(folder: Path, spec: ModelSpec, dataset: Dataset) -> Score:
-    """Scores a checked model folder on the stored test split, through its own scoring code."""
+    """Scores a checked model folder on the stored test split, through its own scoring code.
+
+    Raises:
+        ModelFailedError: it cannot be loaded, or a row has no finite answer.
+    """
     from mlops.evaluation import chance_elbo, score_classifier, score_vae
     from mlops.packaging import load_model
 
     rows, labels = dataset.part("test")
-    answers = load_model(folder).predict(rows)
+    try:
+        answers = load_model(folder).predict(rows)
+    except Exception as err:
+        first = str(err).strip().split("\n", 1)[0]
+        raise ModelFailedError(first.split("; expected")[0].rstrip(".")) from err
     if spec.task == "classifier":
         return score_classifier(answers, labels)
     assert spec.likelihood is not None

@@ -179,6 +179,20 @@ def test_a_folder_that_could_run_code_is_rejected_before_it_is_loaded(
     assert champion_of(client) is None
 
 
+def test_a_model_whose_answers_are_not_finite_is_rejected(
+    settings: Settings, client: Any, register: Register
+) -> None:
+    register(right=float("nan"), value=0.99)
+    done = promote("sides-classifier", settings=settings)
+    assert done.decision == "rejected"
+    assert [(gate.name, gate.passed) for gate in done.gates] == [
+        ("structure", True),
+        ("finite_outputs", False),
+    ]
+    assert "row 0" in done.reason
+    assert champion_of(client) is None
+
+
 @pytest.mark.parametrize("killed_at", ["open_release", "publish", "set_champion", "note_decision"])
 def test_killed_at_any_step_the_same_command_completes_it(
     settings: Settings, client: Any, register: Register, killed_at: str
