@@ -19,12 +19,20 @@ from experiments.architectures import Description
 from experiments.cluster import Cluster, WorkerDiedError
 from experiments.config import SweepConfig
 from experiments.progress import Progress
-from experiments.results import StudyResult, SweepResult, model_name, runs_url, study_result
+from experiments.results import (
+    StudyResult,
+    SweepResult,
+    model_name,
+    note_delivered,
+    runs_url,
+    study_result,
+)
 from experiments.runs import SweepRuns
-from experiments.study import Ask, Search, open_search
+from experiments.study import Ask, Search, home_of, open_search
 from experiments.trial import TrialTask, run_trial
 from mlops.data import Dataset
 from mlops.drain import Drain
+from mlops.errors import MlopsError
 from mlops.mlflow_sink import MlflowSink
 from mlops.packaging import ModelSpec, build_model_folder
 from mlops.settings import Settings
@@ -32,6 +40,7 @@ from mlops.tracking import Run, new_run_key
 
 FLUSH_S = 60.0
 FLUSH_INTERRUPTED_S = 10.0
+NO_WORKER_S = 180.0
 
 
 @dataclass(slots=True)
@@ -56,6 +65,7 @@ class Driver:
     _searches: list[Search] = field(default_factory=list)
     _out: dict[Any, tuple[Search, Ask, Run]] = field(default_factory=dict)
     _told_url: bool = False
+    _told_problem: str | None = None
 
     def open_studies(self, storage: Any, descriptions: list[Description]) -> None:
         """Opens each architecture's study and parent run; what a dead driver left is retried."""
@@ -67,6 +77,7 @@ class Driver:
                 self.config,
                 {
                     "sweep": self.sweep_id,
+                    "home": home_of(self.settings),
                     "architecture_path": description.path,
                     "config_fingerprint": self.config.fingerprint(
                         self.dataset.fingerprint, description.path
@@ -75,16 +86,14 @@ class Driver:
                 },
             )
             self._searches.append(search)
+            self.runs.open_parent(search)
             if search.resumed:
                 tally = search.tally()
                 self.progress.note(
                     f"{search.name}: resumed with {tally.n_finished} of {tally.target} trials done."
                 )
-                self.runs.reopen_parent(search)
                 for run_key in search.recover():
                     self.runs.close_interrupted(run_key)
-            else:
-                self.runs.create_parent(search)
             self.progress.update(description.name, search.tally())
 
     def search(self, began: float) -> bool:
@@ -93,35 +102,52 @@ class Driver:
         Args:
             began: `time.monotonic()` when the sweep began; `config.timeout_s` counts from there.
         """
+        seen_alive = time.monotonic()
         while not self.stop.is_set():
+            n_alive = self.cluster.n_alive()
+            if n_alive > 0:
+                seen_alive = time.monotonic()
+            elif time.monotonic() - seen_alive > NO_WORKER_S:
+                raise MlopsError(
+                    f"no worker has started for {NO_WORKER_S:.0f} s; their log is in "
+                    f"{self.settings.home / 'logs'}. The same command goes on with the sweep."
+                )
             timeout_s = self.config.timeout_s
             late = timeout_s is not None and time.monotonic() - began > timeout_s
-            free = len(self._out) < self.cluster.n_alive()
             # More tasks than workers would queue in Dask, and die there with a neighbour's worker.
-            submitted = free and not late and self._submit_next()
-            if not submitted and not self._out and (free or late):
+            submitted = len(self._out) < n_alive and not late and self._submit_next()
+            if not submitted and not self._out and (late or self._has_enough()):
                 return False
             if not submitted:
                 ticket = self.cluster.next_done(timeout_s=0.2)
                 if ticket is not None:
                     self._take(ticket)
-            self._tell_url()
+            self._tell_news()
         self._abandon()
-        return True
+        return not self._has_enough()
+
+    def _has_enough(self) -> bool:
+        return all(search.has_enough for search in self._searches)
 
     def finish(self, began: float, interrupted: bool) -> SweepResult:
         """Registers each study's best, ends the parent runs, and delivers what is left."""
         for search in self._searches:
-            if not interrupted:
-                self._register_best(search)
+            if interrupted:
+                self.runs.stop_parent(search, "KILLED")
+                continue
             if search.gave_up is not None:
-                search.give_up(search.gave_up)
                 self.progress.note(f"{search.name}: given up; {search.gave_up}.")
-            self.runs.end_parent(search, interrupted=interrupted)
+            self._register_best(search)
+            self.runs.end_parent(search)
+            # Last: killed before this line, the same command does the end of it again.
+            if search.has_enough:
+                search.note_finished()
         self.runs.journal.close()
         undelivered = self.drain.flush(FLUSH_INTERRUPTED_S if interrupted else FLUSH_S)
         for sentence in self.sinks[-1].refused if self.sinks else []:
             self.progress.note(f"the tracking server refused a record: {sentence}")
+        if undelivered:
+            self._tell_problem()
         return SweepResult(
             sweep_id=self.sweep_id,
             experiment=self.runs.experiment,
@@ -131,6 +157,14 @@ class Driver:
             interrupted=interrupted,
             ui_url=self._ui_url(),
         )
+
+    def abort(self) -> None:
+        """After an error of the driver: no run stays RUNNING, and nothing finished is lost."""
+        self._abandon()
+        for search in self._searches:
+            self.runs.stop_parent(search, "FAILED")
+        self.runs.journal.close()
+        self.drain.flush(FLUSH_INTERRUPTED_S)
 
     def _submit_next(self) -> bool:
         """Submits one trial of the study that has had the fewest; False if none wants one."""
@@ -165,11 +199,13 @@ class Driver:
 
     def _take(self, ticket: Any) -> None:
         """Tells the study how a trial ended."""
-        search, ask, run = self._out.pop(ticket)
+        search, ask, run = self._out[ticket]
         name = f"{search.description.name}-{ask.number:03d}"
         try:
             result = self.cluster.result(ticket)
         except WorkerDiedError as err:
+            if self.stop.is_set():
+                return  # it was stopped with the sweep: `_abandon` sees to it
             again = search.retry(ask.number, str(err), charge=search.was_begun(ask.number))
             self.runs.close_dead(run.key, str(err))
             self.progress.note(f"{name}: {err}; it is {'tried again' if again else 'given up'}.")
@@ -178,10 +214,13 @@ class Driver:
             if result.state == "failed":
                 self.progress.note(f"{name} failed: {result.reason}.")
             self._forget_networks(search)
+        del self._out[ticket]
         self.progress.update(search.description.name, search.tally())
 
     def _abandon(self) -> None:
         """Ends at once, so that the same command goes on later; nothing finished is lost."""
+        while (ticket := self.cluster.next_done(timeout_s=0.0)) is not None:
+            self._take(ticket)  # what was done already counts
         self.cluster.kill()
         for search, ask, run in self._out.values():
             search.retry(ask.number, "interrupted", charge=False)
@@ -231,8 +270,20 @@ class Driver:
 
     def _result(self, search: Search) -> StudyResult:
         if self.sinks:
-            search.note_delivered(self.sinks[-1].run_ids, self.sinks[-1].versions)
+            note_delivered(search, self.sinks[-1])
         return study_result(search, self.runs.experiment)
+
+    def _tell_news(self) -> None:
+        self._tell_url()
+        problem = self.drain.problem
+        if problem != self._told_problem:
+            self._tell_problem()
+
+    def _tell_problem(self) -> None:
+        """Says why records are not delivered; the training goes on."""
+        self._told_problem = self.drain.problem
+        if self._told_problem is not None:
+            self.progress.note(f"tracking waits, training goes on: {self._told_problem}")
 
     def _tell_url(self) -> None:
         """Says where to look, once the server shows the sweep's experiment."""
@@ -243,7 +294,7 @@ class Driver:
     def _ui_url(self) -> str | None:
         sink = self.sinks[-1] if self.sinks else None
         experiment_id = None if sink is None else sink.experiment_ids.get(self.runs.experiment)
-        if sink is None or experiment_id is None:
+        if sink is None or experiment_id is None or not sink.client.tracking_uri.startswith("http"):
             return None
         objective = self._searches[0].description.objective
         return runs_url(sink.client.tracking_uri, experiment_id, objective)

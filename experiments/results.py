@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import urllib.parse
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from mlops.errors import without_passwords
 from mlops.program import command_line
 from mlops.server import FIRST_PORT
 
 if TYPE_CHECKING:
     from experiments.study import Search
+    from mlops.mlflow_sink import MlflowSink
     from mlops.settings import Settings
 
 
@@ -119,6 +122,23 @@ def study_result(search: Search, experiment: str) -> StudyResult:
     )
 
 
+def note_delivered(search: Search, sink: MlflowSink) -> None:
+    """Keeps in the study what MLflow called its best run and its candidate, once that is known.
+
+    They may have been delivered by another process: the sink then asks the server.
+    """
+    best, key = search.best(), search.candidate_run_key
+    with contextlib.suppress(ConnectionError):
+        if best is not None and search.best_run_id is None:
+            run_id = sink.find_run_id(best.user_attrs["run_key"])
+            if run_id is not None:
+                search.note_best_run(best, run_id)
+        if key is not None and search.candidate_version is None:
+            version = sink.find_version(key)
+            if version is not None:
+                search.note_candidate_version(version)
+
+
 def runs_url(server_url: str, experiment_id: str, objective: str) -> str:
     """Returns the page of MLflow's UI that compares all runs, best first.
 
@@ -131,7 +151,7 @@ def runs_url(server_url: str, experiment_id: str, objective: str) -> str:
         "compareRunsMode": "CHART",
     }
     place = f"#/experiments/{experiment_id}/runs?{urllib.parse.urlencode(query)}"
-    return f"{server_url.rstrip('/')}/{place}"
+    return f"{without_passwords(server_url).rstrip('/')}/{place}"
 
 
 def model_name(experiment: str, search: Search) -> str:

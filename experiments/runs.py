@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import getpass
 import json
+import os
 import platform
 import subprocess
 import tempfile
@@ -17,7 +18,7 @@ from experiments.study import Ask, Search
 from experiments.summary import describe_in_words, write_summary
 from mlops.data import Dataset
 from mlops.journal import Journal
-from mlops.tracking import Run, RunDataset, new_run_key
+from mlops.tracking import Run, RunDataset, Status, new_run_key
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +35,7 @@ class SweepRuns:
     def experiment(self) -> str:
         return self.config.experiment or self.dataset.name
 
-    def create_parent(self, search: Search) -> None:
+    def _create_parent(self, search: Search) -> None:
         """Begins a study's run, with the resolved config as params and as sweep.json."""
         config = self.config.to_json()
         known = {name: value for name, value in config.items() if value is not None}
@@ -78,8 +79,13 @@ class SweepRuns:
             dataset=self._dataset("training"),
         )
 
-    def reopen_parent(self, search: Search) -> None:
-        Run(self.journal, search.run_key).end("RUNNING")
+    def open_parent(self, search: Search) -> None:
+        """Begins a study's run, or opens it again where an earlier driver began it."""
+        if search.has_parent:
+            Run(self.journal, search.run_key).end("RUNNING")
+        else:
+            self._create_parent(search)
+            search.note_parent()
 
     def close_interrupted(self, run_key: str) -> None:
         """Ends the run of a trial whose process was stopped; the trial gets another."""
@@ -93,12 +99,13 @@ class SweepRuns:
         run.set_tags({"mlops.failure": reason})
         run.end("FAILED")
 
-    def end_parent(self, search: Search, *, interrupted: bool) -> None:
-        """Ends a study's run; if the study is done, with its summary, plot and table of trials."""
+    def stop_parent(self, search: Search, status: Status) -> None:
+        """Ends the run of a study that is not done."""
+        Run(self.journal, search.run_key).end(status)
+
+    def end_parent(self, search: Search) -> None:
+        """Ends the run of a study that is done, with its summary, plot and table of trials."""
         parent = Run(self.journal, search.run_key)
-        if interrupted:
-            parent.end("KILLED")
-            return
         tally = search.tally()
         if tally.value is not None:
             parent.log_metrics({f"best_{search.description.objective}": tally.value}, step=0)
@@ -124,7 +131,7 @@ class SweepRuns:
             "mlops.config_fingerprint": search.config_fingerprint,
             "mlops.dataset": self.dataset.name,
             "mlops.dataset_fingerprint": self.dataset.fingerprint,
-            "mlflow.user": getpass.getuser(),
+            "mlflow.user": _user(),
             "mlflow.source.name": "experiments.sweep",
             "mlflow.source.type": "LOCAL",
             **self._environment,
@@ -138,6 +145,13 @@ class SweepRuns:
             context=context,
             profile={**self.dataset.counts(), "split_seed": self.dataset.split_seed},
         )
+
+
+def _user() -> str:
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):  # a container may run under a number that has no name
+        return str(os.getuid())
 
 
 def _versions() -> dict[str, str]:

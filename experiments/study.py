@@ -12,7 +12,8 @@ import dataclasses
 import fcntl
 import hashlib
 import math
-from collections.abc import Iterator, Mapping
+import socket
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from experiments.architectures import Description, Params
 from experiments.config import SweepConfig
 from experiments.trial import TrialResult
 from mlops.errors import MlopsError, UsageError
+from mlops.settings import Settings
 
 MAX_ATTEMPTS = 3
 HYPERBAND_FROM = 60
@@ -101,14 +103,28 @@ class Search:
     def ask(self) -> Ask | None:
         """Proposes the next trial, or None when enough are finished or under way."""
         trials = self.study.get_trials(deepcopy=False)
-        counted = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.RUNNING)
-        if self.gave_up or sum(t.state in counted for t in trials) >= self.config.trials:
+        if self._has_enough(trials):
             return None
+        # A sampler as fresh as the trial: what is proposed depends on the trials so far, and not on
+        # how often the sweep was interrupted. One that lives on would begin its stream again.
+        self.study.sampler = optuna.samplers.TPESampler(
+            seed=_seed(self.config.seed, self.description.name, "sampler", len(trials))
+        )
         trial = self.study.ask(self._space)
         attrs = trial.user_attrs
         seed = attrs.get("seed", self._seed(trial.number))
         trial.set_user_attr("seed", seed)
         return Ask(trial._trial_id, trial.number, trial.params, seed, attrs.get("attempt", 1))
+
+    @property
+    def has_enough(self) -> bool:
+        """Tells whether no more trials are wanted, counting those under way."""
+        return self._has_enough(self.study.get_trials(deepcopy=False))
+
+    def _has_enough(self, trials: list[FrozenTrial]) -> bool:
+        counted = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.RUNNING)
+        n_counted = sum(trial.state in counted for trial in trials)
+        return self.gave_up is not None or n_counted >= self.config.trials
 
     def set_run_key(self, ask: Ask, run_key: str) -> None:
         self.study._storage.set_trial_user_attr(ask.trial_id, "run_key", run_key)
@@ -192,15 +208,15 @@ class Search:
         self.study.set_user_attr("candidate_version", None)
         self.study.set_user_attr("candidate_trial", trial.number)
 
-    def note_delivered(self, run_ids: Mapping[str, str], versions: Mapping[str, int]) -> None:
-        """Keeps what MLflow called the best trial's run and the candidate, by run key."""
-        attrs, best = self.study.user_attrs, self.best()
-        if attrs.get("candidate_run_key") in versions:
-            version = versions[attrs["candidate_run_key"]]
-            self.study.set_user_attr("candidate_version", version)
-        if best is not None and best.user_attrs["run_key"] in run_ids:
-            found = {"number": best.number, "run_id": run_ids[best.user_attrs["run_key"]]}
-            self.study.set_user_attr("best_run", found)
+    def note_candidate_version(self, version: int) -> None:
+        self.study.set_user_attr("candidate_version", version)
+
+    def note_best_run(self, best: FrozenTrial, run_id: str) -> None:
+        self.study.set_user_attr("best_run", {"number": best.number, "run_id": run_id})
+
+    @property
+    def candidate_run_key(self) -> str | None:
+        return self.study.user_attrs.get("candidate_run_key")
 
     @property
     def candidate_trial(self) -> int | None:
@@ -220,9 +236,17 @@ class Search:
             return None
         return str(found["run_id"])
 
-    def give_up(self, reason: str) -> None:
-        """Notes that the study is over before its time; the same command then begins anew."""
-        self.study.set_user_attr("gave_up", reason)
+    def note_finished(self) -> None:
+        """Notes that all is done, its candidate too; until then the same command goes on."""
+        self.study.set_user_attr("finished_target", self.config.trials)
+
+    @property
+    def has_parent(self) -> bool:
+        """Tells whether the study's parent run was begun."""
+        return bool(self.study.user_attrs.get("has_parent"))
+
+    def note_parent(self) -> None:
+        self.study.set_user_attr("has_parent", True)
 
     @property
     def gave_up(self) -> str | None:
@@ -240,8 +264,13 @@ class Search:
         return self.study.get_trials(deepcopy=False)[number]
 
     def _seed(self, number: int) -> int:
-        text = f"{self.config.seed}/{self.description.name}/{number}"
-        return int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "big")
+        return _seed(self.config.seed, self.description.name, number)
+
+
+def _seed(*of: object) -> int:
+    """Returns a seed, 0 to 2**32 - 1, that is the same for the same words."""
+    text = "/".join(str(one) for one in of)
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "big")
 
 
 def build_pruner(config: SweepConfig) -> optuna.pruners.BasePruner:
@@ -264,13 +293,11 @@ def open_search(
         UsageError: a study of this name searches something else.
     """
     resumed = name in optuna.get_all_study_names(storage)
-    offset = int(hashlib.sha256(description.name.encode()).hexdigest()[:4], 16)
     study = optuna.create_study(
         study_name=name,
         storage=storage,
         direction="maximize",
         load_if_exists=True,
-        sampler=optuna.samplers.TPESampler(seed=(config.seed + offset) % 2**32),
         pruner=build_pruner(config),
     )
     resumed = resumed and "run_key" in study.user_attrs
@@ -284,10 +311,15 @@ def open_search(
         # it whole.
         study.enqueue_trial(description.baseline, skip_if_exists=True)
         # The run key comes last: a study that has one is whole.
-        described = {"description": dataclasses.asdict(description), **attrs}
+        described = {
+            "description": dataclasses.asdict(description),
+            "target": config.trials,
+            **attrs,
+        }
         for key, value in sorted(described.items(), key=lambda item: item[0] == "run_key"):
             study.set_user_attr(key, value)
-    study.set_user_attr("target", config.trials)
+    if study.user_attrs.get("target") != config.trials:
+        study.set_user_attr("target", config.trials)
     return Search(study, description, config, resumed)
 
 
@@ -299,12 +331,20 @@ def reopen_search(storage: optuna.storages.RDBStorage, name: str, config: SweepC
 
 @dataclass(frozen=True, slots=True)
 class StudyRecord:
-    """What the storage knows of a study without opening it."""
+    """What the storage knows of a study without opening it.
+
+    Attributes:
+        home: Host and folder that began it.
+        finished_target: The number of trials it was finished with; 0 if it never was.
+        unfinished: Whether it was begun, or asked for more trials, and not finished since.
+    """
 
     name: str
     sweep: str
+    home: str
+    architecture_path: str
     config_fingerprint: str
-    n_finished: int
+    finished_target: int
     unfinished: bool
 
 
@@ -315,18 +355,24 @@ def find_studies(storage: optuna.storages.RDBStorage) -> list[StudyRecord]:
         attrs = study.user_attrs
         if "run_key" not in attrs:
             continue
-        trials = storage.get_all_trials(study._study_id, deepcopy=False)
-        n_finished = sum(t.state in (TrialState.COMPLETE, TrialState.PRUNED) for t in trials)
+        finished_target = attrs.get("finished_target", 0)
         found.append(
             StudyRecord(
-                study.study_name,
-                attrs["sweep"],
-                attrs["config_fingerprint"],
-                n_finished,
-                n_finished < attrs.get("target", 0) and "gave_up" not in attrs,
+                name=study.study_name,
+                sweep=attrs["sweep"],
+                home=attrs["home"],
+                architecture_path=attrs["architecture_path"],
+                config_fingerprint=attrs["config_fingerprint"],
+                finished_target=finished_target,
+                unfinished=finished_target < attrs["target"],
             )
         )
     return found
+
+
+def home_of(settings: Settings) -> str:
+    """Returns host and folder: what tells one home from another that shares its study database."""
+    return f"{socket.gethostname()}:{settings.home}"
 
 
 @contextlib.contextmanager

@@ -71,6 +71,7 @@ def run_sweep(
     )
     store = open_dataset_store(settings.datasets_url)
     if config.study is not None:
+        _check_study(config, settings, dataset)
         found = _find_finished(config, settings, dataset)
         if found is not None:
             say(f"The sweep {config.study!r} is finished; this is its result.")
@@ -93,29 +94,68 @@ def run_sweep(
         return driver.finish(began, interrupted)
 
 
+def _check_study(config: SweepConfig, settings: Settings, dataset: Dataset) -> None:
+    """Refuses a `--study` that was begun with another dataset or config, before anything starts.
+
+    Raises:
+        UsageError: names the architectures that differ.
+    """
+    from experiments.storage import open_storage
+    from experiments.study import find_studies
+
+    wanted = {
+        path: config.fingerprint(dataset.fingerprint, path)
+        for path in map(architecture_path, config.architectures)
+    }
+    differ = [
+        record.name
+        for record in find_studies(open_storage(settings.study_url))
+        if record.sweep == config.study
+        and wanted.get(record.architecture_path, record.config_fingerprint)
+        != record.config_fingerprint
+    ]
+    if differ:
+        raise UsageError(
+            f"{', '.join(differ)} was begun with another dataset or config. "
+            "Give the same options, or another --study."
+        )
+
+
 def _find_finished(config: SweepConfig, settings: Settings, dataset: Dataset) -> SweepResult | None:
     """Returns the result of a sweep that is done, from the studies alone; None if it is not."""
-    from experiments.results import SweepResult, study_result
+    from experiments.results import SweepResult, note_delivered, study_result
     from experiments.storage import open_storage
     from experiments.study import find_studies, reopen_search
+    from mlops.mlflow_sink import MlflowSink
+    from mlops.mlflow_store import open_store_client
 
     storage = open_storage(settings.study_url)
     wanted = {
         config.fingerprint(dataset.fingerprint, architecture_path(name))
         for name in config.architectures
     }
-    records = [one for one in find_studies(storage) if one.sweep == config.study]
-    done = [one for one in records if one.config_fingerprint in wanted]
-    n_least = min((one.n_finished for one in done), default=0)
-    if len(done) < len(records) or n_least < config.trials or any(r.unfinished for r in done):
+    done = [
+        record
+        for record in find_studies(storage)
+        if record.sweep == config.study
+        and record.config_fingerprint in wanted
+        and not record.unfinished
+        and record.finished_target >= config.trials
+    ]
+    if {record.config_fingerprint for record in done} != wanted:
         return None
     experiment = config.experiment or dataset.name
-    studies = (reopen_search(storage, record.name, config) for record in done)
+    searches = [reopen_search(storage, record.name, config) for record in done]
+    if any(one.best_run_id is None or one.candidate_version is None for one in searches):
+        # They were delivered later, by `python -m mlops.sync`, or are not delivered yet.
+        sink = MlflowSink(open_store_client(settings))
+        for search in searches:
+            note_delivered(search, sink)
     return SweepResult(
         sweep_id=str(config.study),
         experiment=experiment,
         wall_s=0.0,
-        studies=tuple(study_result(search, experiment) for search in studies),
+        studies=tuple(study_result(search, experiment) for search in searches),
     )
 
 
@@ -194,7 +234,7 @@ def _choose_sweep(
     config: SweepConfig, settings: Settings, storage: Any, dataset: Dataset, progress: Progress
 ) -> Iterator[str]:
     """Finds the sweep to go on with, or names a new one; holds its lock."""
-    from experiments.study import find_studies, is_locked, lock_sweep
+    from experiments.study import find_studies, home_of, is_locked, lock_sweep
 
     sweep = config.study
     if sweep is None:
@@ -205,6 +245,8 @@ def _choose_sweep(
         for record in reversed(find_studies(storage)):
             if record.config_fingerprint not in wanted or not record.unfinished:
                 continue
+            if record.home != home_of(settings):
+                continue  # it may be under way there; --study names it all the same
             if is_locked(settings.home, record.sweep):
                 progress.note(
                     f"{record.sweep} searches the same in another process; beginning anew."
@@ -250,10 +292,15 @@ def _open_driver(
     with Journal(folder, "driver") as journal, _interruptible() as stop:
         drain = Drain(folder, open_sink).start()
         runs = SweepRuns(journal, config, dataset, sweep_id)
+        driver = Driver(
+            config, settings, dataset, sweep_id, cluster, progress, runs, drain, sinks, stop
+        )
         try:
-            yield Driver(
-                config, settings, dataset, sweep_id, cluster, progress, runs, drain, sinks, stop
-            )
+            yield driver
+        except BaseException:
+            with contextlib.suppress(MlopsError):  # the first error is the one to tell
+                driver.abort()
+            raise
         finally:
             drain.stop()
 

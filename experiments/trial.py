@@ -11,11 +11,13 @@ worker and no trial waits for it.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import math
 import os
 import random
+import signal
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -321,6 +323,9 @@ def set_up_process(threads: int) -> None:
 
 def dask_setup(worker: Any) -> None:
     """Dask calls this when a worker process starts."""
+    # A terminal sends Ctrl-C to every process of the sweep; the driver decides what ends when.
+    with contextlib.suppress(ValueError):  # not the main thread
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
     log = os.environ.get(LOG_VARIABLE)
     if log:
         # TensorFlow writes to file descriptors directly; the terminal belongs to the progress bar.

@@ -7,6 +7,7 @@ what was found, what to do. A program prints it in one line and exits with `exit
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable
 from typing import ClassVar, NoReturn
 
@@ -44,6 +45,16 @@ class ServerError(MlopsError):
 def refuse_model(file: str, wrong: str, err: BaseException | None = None) -> NoReturn:
     """Raises StructureError: the file's name, and what is wrong, which goes on from the name."""
     raise StructureError(f"{file} {wrong}. The model is not loaded.".replace("\n", " ")) from err
+
+
+def first_line(err: Exception) -> str:
+    """Returns an error's first line for a message of ours; passwords in URLs are left out."""
+    return without_passwords(str(err).strip().split("\n", 1)[0])[:300]
+
+
+def without_passwords(text: str) -> str:
+    """Returns the text with `user:password@` cut out of its URLs."""
+    return re.sub(r"://[^@/\s]+@", "://", text)
 
 
 def choose(word: str, valid: Iterable[str]) -> str:

@@ -26,12 +26,12 @@ from pathlib import Path
 from typing import Any
 
 from mlops.drain import ServerFaultError
+from mlops.errors import first_line
 from mlops.journal import Record, read_undelivered
 from mlops.mlflow_store import (
     REFUSALS,
     ensure_experiment,
     ensure_registered_model,
-    first_line,
     upload,
 )
 from mlops.tracking import MODEL_PATH, RUN_KEY
@@ -104,6 +104,19 @@ class MlflowSink:
                 return None
             self.run_ids[key] = found[0]
         return self.run_ids[key]
+
+    def find_version(self, key: str) -> int | None:
+        """Returns the candidate version made of the run with this key, or None."""
+        if key not in self.versions:
+            run_id = self.find_run_id(key)
+            if run_id is None:
+                return None
+            with _translated():
+                found = self.client.search_model_versions(f"run_id = '{run_id}'")
+            if not found:
+                return None
+            self.versions[key] = min(int(version.version) for version in found)
+        return self.versions[key]
 
     def _must_wait(self, folder: Path, record: Record, unknown: set[str]) -> bool:
         """Tells whether a record speaks of a run whose creation stands undelivered in a journal.

@@ -7,13 +7,12 @@ that importing this module is quick.
 from __future__ import annotations
 
 import os
-import re
 import secrets
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from mlops.errors import TrackingError
+from mlops.errors import TrackingError, first_line
 from mlops.server import is_loopback
 from mlops.settings import Settings
 from mlops.supervisor import create_database
@@ -143,9 +142,3 @@ def ensure_registered_model(client: Any, name: str) -> None:
     except MlflowException as err:
         if err.error_code != "RESOURCE_ALREADY_EXISTS":
             raise
-
-
-def first_line(err: Exception) -> str:
-    """Returns what MLflow says of an error, in one line that may be shown."""
-    line = str(err).strip().split("\n", 1)[0]
-    return re.sub(r"://[^@/\s]+@", "://", line)[:300]  # a URL may hold a password

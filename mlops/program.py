@@ -18,8 +18,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
-from mlops.errors import MlopsError
-from mlops.settings import quiet
+from mlops.errors import MlopsError, first_line, without_passwords
+from mlops.settings import SETTINGS, quiet
 
 
 class Options(Protocol):
@@ -56,7 +56,7 @@ def run_program(
     except MlopsError as err:
         if options.debug:
             traceback.print_exc()
-        say(f"{prog}: {' '.join(str(err).split())}")
+        say(f"{prog}: {without_passwords(' '.join(str(err).split()))}")
         return err.exit_code
     except KeyboardInterrupt:
         say(f"{prog}: interrupted.")
@@ -66,8 +66,7 @@ def run_program(
     except Exception as err:
         if options.debug:
             raise
-        first = str(err).strip().split("\n", 1)[0]
-        say(f"{prog}: {type(err).__name__}: {first} (--debug shows where)")
+        say(f"{prog}: {type(err).__name__}: {first_line(err)} (--debug shows where)")
         return 1
 
 
@@ -89,13 +88,15 @@ def answer_json(result: dict[str, Any]) -> None:
 def command_line(program: str, *args: str, env: Mapping[str, str] | None = None) -> str:
     """Returns a command complete, as a person must type it in the shell this was started from.
 
-    That is with the settings it needs, and with this environment's programs first on the path
-    where the shell has not activated it.
+    That is with the settings that were given here (one that holds a password by its name only), and
+    with this environment's programs first on the path where the shell has not activated it.
     """
-    words = [f"{name}={shlex.quote(value)}" for name, value in (env or {}).items()]
-    home = os.environ.get("MLOPS_HOME")
-    if home and program == "python":
-        words.append(f"MLOPS_HOME={shlex.quote(home)}")
+    given = {name: os.environ[name] for name in SETTINGS if os.environ.get(name)}
+    given = given if program == "python" else {}
+    words = [
+        f'{name}="${name}"' if "@" in value else f"{name}={shlex.quote(value)}"
+        for name, value in {**given, **(env or {})}.items()
+    ]
     programs = Path(sys.executable).parent
     found = shutil.which(program)
     if found is None or Path(found).parent != programs:

@@ -8,6 +8,7 @@ own places; no code differs.
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,6 +22,20 @@ QUIET = {
     "TF_CPP_MIN_LOG_LEVEL": "3",
 }
 """Environment that switches telemetry and chatter of the parts off, here and in child processes."""
+
+SETTINGS = (
+    "MLOPS_HOME",
+    "MLFLOW_TRACKING_URI",
+    "MLOPS_STUDY_URL",
+    "MLOPS_LEDGER_URL",
+    "MLOPS_DATASETS_URL",
+    "MLOPS_SIGNING_KEY",
+    "MLOPS_PUBLIC_KEYS",
+)
+"""The names of all settings."""
+
+_TRACKING_URI = re.compile(r"(https?|sqlite|postgresql|mysql|mssql)(\+\w+)?://")
+"""MLflow 3.17 refuses to keep runs in a bare folder."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,16 +65,22 @@ class Settings:
         """Reads the settings; creates nothing.
 
         Raises:
-            UsageError: `MLOPS_HOME` names a file.
+            UsageError: `MLOPS_HOME` names a file, or `MLFLOW_TRACKING_URI` no server or database.
         """
         env = os.environ if env is None else env
         home = Path(env.get("MLOPS_HOME") or ".mlops").expanduser().absolute()
         if home.exists() and not home.is_dir():
             raise UsageError(f"MLOPS_HOME is a file; expected a folder, got {str(home)!r}.")
+        tracking_uri = env.get("MLFLOW_TRACKING_URI") or None
+        if tracking_uri is not None and not _TRACKING_URI.match(tracking_uri):
+            raise UsageError(
+                "MLFLOW_TRACKING_URI is no tracking server; expected http://, https:// or the URL "
+                "of a database. Unset it to use the embedded server."
+            )
         public = env.get("MLOPS_PUBLIC_KEYS")
         return cls(
             home=home,
-            tracking_uri=env.get("MLFLOW_TRACKING_URI") or None,
+            tracking_uri=tracking_uri,
             study_url=env.get("MLOPS_STUDY_URL") or f"sqlite:///{home / 'studies.db'}",
             ledger_url=env.get("MLOPS_LEDGER_URL") or f"sqlite:///{home / 'ledger.db'}",
             datasets_url=env.get("MLOPS_DATASETS_URL") or str(home / "datasets"),

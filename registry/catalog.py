@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mlops.errors import MlopsError, choose
+from mlops.errors import MlopsError, choose, first_line
 from mlops.mlflow_store import ensure_experiment, ensure_registered_model, upload
 from mlops.tracking import MODEL_PATH
 
@@ -97,7 +97,7 @@ class Catalog:
         except MlflowException as err:
             if err.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
                 return None
-            raise MlopsError(f"the model registry does not answer: {_first_line(err)}") from err
+            raise MlopsError(f"the model registry does not answer: {first_line(err)}") from err
         return Release(
             name, int(version.version), version.run_id, version.tags.get(CANDIDATE_TAG, "")
         )
@@ -148,6 +148,12 @@ class Catalog:
                 )
             )
         return Release(name, int(version.version), run_id, candidate.reference)
+
+    def is_published(self, release: Release) -> bool:
+        """Tells whether a release's bytes are all there: its statement is the last of them."""
+        with _translated():
+            found = self._client.list_artifacts(release.run_id, RELEASE_PATH)
+        return f"{RELEASE_PATH}/release.json" in {item.path for item in found}
 
     def publish(self, release: Release, folder: Path, metrics: dict[str, float]) -> None:
         """Uploads a release's bytes, the files that make it valid last, and ends its run."""
@@ -208,10 +214,6 @@ def _translated() -> Iterator[None]:
     try:
         yield
     except MlflowException as err:
-        raise MlopsError(f"the model registry did not do it: {_first_line(err)}") from err
+        raise MlopsError(f"the model registry did not do it: {first_line(err)}") from err
     except OSError as err:
         raise MlopsError(f"a model's files could not be read or written: {err}") from err
-
-
-def _first_line(err: Exception) -> str:
-    return str(err).strip().split("\n", 1)[0][:300]

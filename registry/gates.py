@@ -6,6 +6,8 @@ passed; each value stands in it, so that a reader can check the decision by hand
 
 from __future__ import annotations
 
+import hashlib
+import json
 from dataclasses import dataclass
 from typing import Literal
 
@@ -111,7 +113,7 @@ def _compare(
     gates = [
         _gate(
             "same_interface",
-            _interface(spec) == takes,
+            same_interface(spec, champion),
             _interface(spec),
             takes,
             f"its clients send and expect something else: {_interface(spec)}, not {takes}",
@@ -131,11 +133,23 @@ def _compare(
     return gates
 
 
+def same_interface(one: ModelSpec, other: ModelSpec) -> bool:
+    """Tells whether clients of one model can use the other: what they send, and what they get."""
+    return (
+        (one.task, one.class_names) == (other.task, other.class_names)
+        and (one.input.kind, one.input.shape) == (other.input.kind, other.input.shape)
+        and (one.input.dtype, one.input.columns) == (other.input.dtype, other.input.columns)
+    )
+
+
 def _interface(spec: ModelSpec) -> str:
-    """What a client sees of a model: what it sends and what it gets, in one line."""
+    """What a client sees of a model, in one line for people."""
     rows = "x".join(str(size) for size in spec.input.shape)
     named = "" if spec.input.columns is None else f" of {', '.join(spec.input.columns)}"
     answers = f"{len(spec.class_names)} classes" if spec.task == "classifier" else "anomaly scores"
     if spec.task == "classifier":
-        answers += f" ({', '.join(spec.class_names[:10])})"
+        names = json.dumps(spec.class_names)
+        shown = ", ".join(spec.class_names)
+        digest = hashlib.sha256(names.encode()).hexdigest()[:8]
+        answers += f" ({shown})" if len(shown) <= 80 else f" ({shown[:80]}..., {digest})"
     return f"{spec.input.kind} {rows} {spec.input.dtype}{named} -> {answers}"

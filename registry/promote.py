@@ -8,7 +8,6 @@ the release that was begun; killed after, the same command only writes the note.
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import sys
@@ -162,23 +161,15 @@ def _decide(
         return _reject(catalog, candidate, serving, refuse_answers(str(err)))
     evidence = Evidence((spec, score), None)
     if champion is not None:
-        champion_folder = catalog.download(champion, _new_folder(private / "champion"))
-        champion_spec = check_model_folder(champion_folder)
-        same_rows = champion_spec.input.shape == spec.input.shape and (
-            champion_spec.task == spec.task and champion_spec.class_names == spec.class_names
-        )
-        champion_score = None
-        if same_rows:
-            # A champion that does not even answer is no bar for a candidate that does.
-            with contextlib.suppress(ModelFailedError):
-                champion_score = _score(champion_folder, champion_spec, dataset)
-        evidence = Evidence((spec, score), (champion_spec, champion_score))
+        rival = _score_champion(catalog, champion, spec, dataset, private)
+        evidence = Evidence((spec, score), rival)
     decision = decide(evidence)
     if decision.outcome == "rejected":
         return _reject(catalog, candidate, serving, decision)
     release = catalog.open_release(candidate, spec.dataset_name)
-    write_statement(folder, release, spec, decision, champion)
-    catalog.publish(release, folder, {f"test_{score.metric}": score.value})
+    if not catalog.is_published(release):  # what was published is never written again
+        write_statement(folder, release, spec, decision, champion)
+        catalog.publish(release, folder, {f"test_{score.metric}": score.value})
     catalog.set_champion(release)
     catalog.note_decision(candidate, "promoted", release)
     return Promotion(
@@ -189,6 +180,27 @@ def _decide(
         decision.gates,
         f"{score.metric} {score.value:.4f} on {score.n_rows} test rows ({candidate.architecture})",
     )
+
+
+def _score_champion(
+    catalog: Catalog, champion: Release, spec: ModelSpec, dataset: Dataset, private: Path
+) -> tuple[ModelSpec, Score | None] | None:
+    """Scores the champion on a candidate's test rows, if it takes such rows.
+
+    A champion that is broken (it does not pass the check, or does not answer) is no bar for a
+    candidate that is not.
+    """
+    from mlops.packaging import check_model_folder
+    from registry.gates import same_interface
+
+    folder = catalog.download(champion, _new_folder(private / "champion"))
+    try:
+        found = check_model_folder(folder)
+        if not same_interface(found, spec):
+            return found, None
+        return found, _score(folder, found, dataset)
+    except (StructureError, ModelFailedError):
+        return None
 
 
 def _reject(
@@ -306,7 +318,10 @@ def _in_words(done: Promotion, settings: Settings) -> str:
             "mlflow",
             *("models", "serve", "-m", f"models:/{done.name}@champion"),
             *("--env-manager", "local", "--port", "5001"),
-            env={"MLFLOW_TRACKING_URI": settings.direct_uri} if settings.embedded else {},
+            env={
+                "MLFLOW_DISABLE_TELEMETRY": "true",
+                "MLFLOW_TRACKING_URI": settings.direct_uri,
+            },
         ),
     ]
     return "\n".join(lines)

@@ -48,6 +48,7 @@ def opener(tmp_path: Path) -> Opener:
     def open_it(trials: int = 3, seed: int = 0, fingerprint: str = "f", key: str = "k") -> Search:
         attrs = {
             "sweep": "s",
+            "home": "here:/home",
             "architecture_path": "module:Thing",
             "config_fingerprint": fingerprint,
             "run_key": key,
@@ -170,7 +171,8 @@ def test_one_seed_proposes_the_same_trials_again(opener: Opener, tmp_path: Path)
     def proposals(name: str, seed: int) -> list[float]:
         storage = open_storage(f"sqlite:///{tmp_path / name}.db")
         config = SweepConfig(trials=14, seed=seed)
-        attrs = {"sweep": "s", "config_fingerprint": "f", "run_key": "k"}
+        attrs = {"sweep": "s", "home": "h", "architecture_path": "m:T", "run_key": "k"}
+        attrs["config_fingerprint"] = "f"
         search = open_search(storage, "n", DESCRIPTION, config, attrs)
         found = []
         for _ in range(14):
@@ -181,6 +183,26 @@ def test_one_seed_proposes_the_same_trials_again(opener: Opener, tmp_path: Path)
         return found
 
     assert proposals("one", 1) == proposals("two", 1) != proposals("three", 2)
+
+
+def test_an_interrupted_study_proposes_what_an_uninterrupted_one_would(tmp_path: Path) -> None:
+    def proposals(name: str, n_sessions: int) -> list[float]:
+        found: list[float] = []
+        for _ in range(n_sessions):
+            storage = open_storage(f"sqlite:///{tmp_path / name}.db")
+            attrs = {"sweep": "s", "home": "h", "architecture_path": "m:T", "run_key": "k"}
+            attrs["config_fingerprint"] = "f"
+            search = open_search(storage, "n", DESCRIPTION, SweepConfig(trials=12), attrs)
+            for _ in range(12 // n_sessions):
+                ask = search.ask()
+                assert ask is not None
+                found.append(ask.params["x"])
+                search.tell(ask.number, complete(-((ask.params["x"] - 0.6) ** 2)))
+        return found
+
+    whole = proposals("whole", 1)
+    assert proposals("parts", 3) == whole
+    assert len(set(whole)) == 12
 
 
 def test_so_many_failures_that_something_else_is_wrong_end_the_study(opener: Opener) -> None:
@@ -199,17 +221,17 @@ def test_a_study_of_this_name_with_another_config_is_refused(opener: Opener) -> 
         opener(fingerprint="two")
 
 
-def test_a_study_is_unfinished_until_it_has_its_trials_or_was_given_up(opener: Opener) -> None:
+def test_a_study_is_unfinished_until_its_end_was_noted(opener: Opener) -> None:
     search = opener(trials=2)
     storage = search.study._storage
     finish(search)
-    assert [one.unfinished for one in find_studies(storage)] == [True]
     finish(search)
-    assert [(one.unfinished, one.n_finished) for one in find_studies(storage)] == [(False, 2)]
+    # All trials are there; the candidate, say, is not: the same command must go on with it.
+    assert [one.unfinished for one in find_studies(storage)] == [True]
+    search.note_finished()
+    assert [(one.unfinished, one.finished_target) for one in find_studies(storage)] == [(False, 2)]
     assert opener(trials=5).ask() is not None
     assert [one.unfinished for one in find_studies(storage)] == [True]
-    search.give_up("for a test")
-    assert [one.unfinished for one in find_studies(storage)] == [False]
 
 
 def test_a_study_can_be_read_without_a_worker_to_describe_it(opener: Opener) -> None:

@@ -161,6 +161,14 @@ def test_a_finished_sweep_begins_anew_and_with_its_name_is_only_printed(
     assert third.studies == first.studies
     assert len(runs_of(client, first.sweep_id)[1]) == 2
 
+    wider = dataclasses.replace(named, architectures=("dnn", "vae"))
+    both = run_sweep(wider, settings=tracking.settings, cluster=workers, progress=Notes())
+    assert [study.architecture for study in both.studies] == ["dnn", "vae"]
+    assert both.studies[0] == first.studies[0]
+    other = dataclasses.replace(named, epochs=3)
+    with pytest.raises(UsageError, match="begun with another dataset or config"):
+        run_sweep(other, settings=tracking.settings, progress=Notes())
+
     longer = dataclasses.replace(named, trials=3)
     fourth = run_sweep(longer, settings=tracking.settings, cluster=workers, progress=Notes())
     assert fourth.sweep_id == first.sweep_id
@@ -330,7 +338,13 @@ def test_ctrl_c_ends_cleanly_and_the_same_command_finishes_the_sweep(
     command = [sys.executable, "-m", "experiments.sweep", "--architectures", "dnn", "--json"]
     command += ["--trials", "4", "--epochs", "25", "--workers", "1", "--experiment", "ctrlc"]
     process = subprocess.Popen(
-        command, cwd=tmp_path, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        command,
+        cwd=tmp_path,
+        env=env,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
     )
     deadline = time.monotonic() + 120
     finished: list[Any] = []
@@ -342,7 +356,7 @@ def test_ctrl_c_ends_cleanly_and_the_same_command_finishes_the_sweep(
                 "attributes.status = 'FINISHED' and attributes.run_name = 'dnn-000'",
             )
         time.sleep(0.1)
-    process.send_signal(signal.SIGINT)
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to the workers too
     out, err = process.communicate(timeout=60)
     assert process.returncode == 130, err
     interrupted = json.loads(out.strip().splitlines()[-1])
@@ -353,6 +367,7 @@ def test_ctrl_c_ends_cleanly_and_the_same_command_finishes_the_sweep(
     n_before = interrupted["studies"][0]["n_complete"] + interrupted["studies"][0]["n_pruned"]
     assert 1 <= n_before < 4
     before = {run.info.run_id for run in children if run.info.status == "FINISHED"}
+    assert not [run for run in children if "mlops.failure" in run.data.tags]
 
     done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

@@ -64,6 +64,7 @@ def test_as_good_as_the_champion_is_good_enough() -> None:
     "change",
     [
         {"class_names": ("dog", "cat")},
+        {"class_names": tuple(f"kind {i}" for i in range(40))},
         {"input": dataclasses.replace(SPEC.input, shape=(9, 8, 1))},
         {"input": dataclasses.replace(SPEC.input, dtype="uint8")},
     ],
