@@ -152,7 +152,7 @@ class Driver:
             sweep_id=self.sweep_id,
             experiment=self.runs.experiment,
             wall_s=time.monotonic() - began,
-            studies=tuple(self._result(search) for search in self._searches),
+            studies=tuple(self._result(search, undelivered) for search in self._searches),
             undelivered=undelivered,
             interrupted=interrupted,
             ui_url=self._ui_url(),
@@ -268,9 +268,9 @@ class Driver:
         # A crash before this line registers again; the sink finds the version that is there.
         search.set_candidate(best)
 
-    def _result(self, search: Search) -> StudyResult:
+    def _result(self, search: Search, undelivered: int) -> StudyResult:
         if self.sinks:
-            note_delivered(search, self.sinks[-1])
+            note_delivered(search, self.sinks[-1], ask=undelivered == 0)
         return study_result(search, self.runs.experiment)
 
     def _tell_news(self) -> None:

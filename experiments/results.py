@@ -122,19 +122,23 @@ def study_result(search: Search, experiment: str) -> StudyResult:
     )
 
 
-def note_delivered(search: Search, sink: MlflowSink) -> None:
+def note_delivered(search: Search, sink: MlflowSink, *, ask: bool) -> None:
     """Keeps in the study what MLflow called its best run and its candidate, once that is known.
 
-    They may have been delivered by another process: the sink then asks the server.
+    Args:
+        ask: Whether to ask the server for what another process may have delivered; not worth the
+            wait where it did not answer a moment ago.
     """
     best, key = search.best(), search.candidate_run_key
+    find_run_id = sink.find_run_id if ask else sink.run_ids.get
+    find_version = sink.find_version if ask else sink.versions.get
     with contextlib.suppress(ConnectionError):
         if best is not None and search.best_run_id is None:
-            run_id = sink.find_run_id(best.user_attrs["run_key"])
+            run_id = find_run_id(best.user_attrs["run_key"])
             if run_id is not None:
                 search.note_best_run(best, run_id)
         if key is not None and search.candidate_version is None:
-            version = sink.find_version(key)
+            version = find_version(key)
             if version is not None:
                 search.note_candidate_version(version)
 

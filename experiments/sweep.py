@@ -150,7 +150,7 @@ def _find_finished(config: SweepConfig, settings: Settings, dataset: Dataset) ->
         # They were delivered later, by `python -m mlops.sync`, or are not delivered yet.
         sink = MlflowSink(open_store_client(settings))
         for search in searches:
-            note_delivered(search, sink)
+            note_delivered(search, sink, ask=True)
     return SweepResult(
         sweep_id=str(config.study),
         experiment=experiment,
