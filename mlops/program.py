@@ -11,7 +11,6 @@ import json
 import math
 import os
 import shlex
-import shutil
 import sys
 import traceback
 from collections.abc import Callable, Mapping, Sequence
@@ -97,10 +96,10 @@ def command_line(program: str, *args: str, env: Mapping[str, str] | None = None)
         f'{name}="${name}"' if "@" in value else f"{name}={shlex.quote(value)}"
         for name, value in {**given, **(env or {})}.items()
     ]
-    programs = Path(sys.executable).parent
-    found = shutil.which(program)
-    if found is None or Path(found).parent != programs:
-        words.append(f"PATH={shlex.quote(str(programs))}:$PATH")
+    # Not asked of PATH: this very process may have been typed with another one than the shell's.
+    active = (os.environ.get("VIRTUAL_ENV"), os.environ.get("CONDA_PREFIX"))
+    if sys.prefix not in active and sys.prefix != sys.base_prefix:
+        words.append(f"PATH={shlex.quote(str(Path(sys.executable).parent))}:$PATH")
     return " ".join([*words, shlex.join([program, *args])])
 
 

@@ -88,11 +88,24 @@ def test_json_is_one_line_without_nan(capsys: pytest.CaptureFixture[str]) -> Non
     assert json.loads(lines[0]) == {"value": None, "list": [1.5, None], "tuple": [1]}
 
 
-def test_a_printed_command_runs_in_a_shell_that_has_not_activated_the_environment() -> None:
-    printed = command_line("python", "-c", "import sys; print(sys.executable)")
+def test_a_printed_command_runs_in_a_shell_that_has_not_activated_the_environment(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.delenv("VIRTUAL_ENV", raising=False)
+    monkeypatch.delenv("CONDA_PREFIX", raising=False)
+    monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}:{os.environ['PATH']}")
+    printed = command_line("python", "-c", "import sys; print(sys.prefix)")
     bare = {"PATH": "/usr/bin:/bin", "HOME": os.environ.get("HOME", "/")}
     done = subprocess.run(printed, shell=True, env=bare, capture_output=True, text=True)
-    if "PATH=" in printed:
-        assert Path(done.stdout.strip()).parent == Path(sys.executable).parent
-    else:  # the environment is active here, and so it would be in the reader's shell
-        assert printed.startswith("python ")
+    assert done.stdout.strip() == sys.prefix
+
+
+def test_a_printed_command_repeats_the_settings_it_was_given_but_no_password(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("MLOPS_HOME", "/a folder")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "https://ada:secret@host")
+    printed = command_line("python", "-m", "mlops.sync")
+    assert "MLOPS_HOME='/a folder'" in printed
+    assert 'MLFLOW_TRACKING_URI="$MLFLOW_TRACKING_URI"' in printed
+    assert "secret" not in printed
