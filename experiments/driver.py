@@ -39,7 +39,7 @@ from mlops.settings import Settings
 from mlops.tracking import Run, new_run_key
 
 FLUSH_S = 60.0
-FLUSH_INTERRUPTED_S = 10.0
+FLUSH_SOON_S = 10.0
 NO_WORKER_S = 180.0
 
 
@@ -143,7 +143,9 @@ class Driver:
             if search.has_enough:
                 search.note_finished()
         self.runs.journal.close()
-        undelivered = self.drain.flush(FLUSH_INTERRUPTED_S if interrupted else FLUSH_S)
+        # A server that did not answer until now need not be waited for: the journal keeps it all.
+        soon = interrupted or self.drain.problem is not None
+        undelivered = self.drain.flush(FLUSH_SOON_S if soon else FLUSH_S)
         for sentence in self.sinks[-1].refused if self.sinks else []:
             self.progress.note(f"the tracking server refused a record: {sentence}")
         if undelivered:
@@ -164,7 +166,7 @@ class Driver:
         for search in self._searches:
             self.runs.stop_parent(search, "FAILED")
         self.runs.journal.close()
-        self.drain.flush(FLUSH_INTERRUPTED_S)
+        self.drain.flush(FLUSH_SOON_S)
 
     def _submit_next(self) -> bool:
         """Submits one trial of the study that has had the fewest; False if none wants one."""

@@ -7,6 +7,7 @@ import json
 import os
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -33,16 +34,24 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Serve
     root = tmp_path_factory.mktemp("served")
     env = dict(os.environ)
     env["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), env.get("PATH", "")])
-    found: dict[str, Served] = {}
-    with contextlib.ExitStack() as stack:
-        for kind in SERVED:
-            packaged, port = build(root, kind), free_port()
-            command = [sys.executable, "-m", "mlflow", "models", "serve", "--env-manager", "local"]
-            command += ["-m", str(packaged.folder), "--host", "127.0.0.1", "--port", str(port)]
-            log = packaged.folder.with_suffix(".log")
-            scorer = stack.enter_context(serve(command, port, env, root, log))
-            found[kind] = Served(scorer.url, packaged)
-        yield found
+    models = {kind: build(root, kind) for kind in SERVED}
+
+    def start(kind: str) -> contextlib.AbstractContextManager[Scorer]:
+        folder, port = models[kind].folder, free_port()
+        command = [sys.executable, "-m", "mlflow", "models", "serve", "--env-manager", "local"]
+        command += ["-m", str(folder), "--host", "127.0.0.1", "--port", str(port)]
+        return serve(command, port, env, root, folder.with_suffix(".log"))
+
+    with contextlib.ExitStack() as stack, ThreadPoolExecutor() as threads:
+        # Both start at the same time; each takes 20 seconds until it answers.
+        servers = [start(kind) for kind in SERVED]
+        scorers = threads.map(lambda server: server.__enter__(), servers)
+        for server in servers:
+            stack.push(server)
+        yield {
+            kind: Served(scorer.url, models[kind])
+            for kind, scorer in zip(SERVED, scorers, strict=True)
+        }
 
 
 @pytest.mark.parametrize("kind", SERVED)
