@@ -405,9 +405,10 @@ class _Model:
         if self._task == "classifier":
             return outputs[0]
         x, reconstruction, z_mean, z_log_var = outputs
-        error = reconstruction_error(x, reconstruction, self._likelihood)
-        kl = gaussian_kl(z_mean, z_log_var)
-        return np.stack([error, kl, error + kl], axis=1)
+        with np.errstate(all="ignore"):  # what overflows is found, and refused, as not finite
+            error = reconstruction_error(x, reconstruction, self._likelihood)
+            kl = gaussian_kl(z_mean, z_log_var)
+            return np.stack([error, kl, error + kl], axis=1)
 
 
 def _labels(params: Mapping[str, Any] | None) -> bool:

@@ -11,6 +11,7 @@ should take.
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import signal
 import socket
@@ -141,17 +142,19 @@ def local_url(host: str, port: int) -> str:
 def create_database(path: Path, artifact_root: str) -> None:
     """Makes MLflow's SQLite file whole, unless it is there."""
     # MLflow makes its tables in dozens of steps and cannot go on from the middle. Made beside its
-    # place and linked there when complete: a kill on the way leaves a file that is made anew.
+    # place and renamed when complete: a kill on the way leaves a file that is made anew.
     if path.exists():
         return
     from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
 
-    new = path.with_name(f"{path.name}.new-{os.getpid()}")
-    new.unlink(missing_ok=True)
-    SqlAlchemyStore(f"sqlite:///{new}", artifact_root).engine.dispose()
-    with contextlib.suppress(FileExistsError):  # another program opened the store meanwhile
-        path.hardlink_to(new)
-    new.unlink()
+    with path.with_name(f"{path.name}.lock").open("ab") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # the kernel lets go of it when this process dies
+        if path.exists():
+            return
+        new = path.with_name(f"{path.name}.new")
+        new.unlink(missing_ok=True)
+        SqlAlchemyStore(f"sqlite:///{new}", artifact_root).engine.dispose()
+        new.rename(path)
 
 
 def _mlflow_env(db_uri: str, artifact_root: str) -> dict[str, str]:
