@@ -53,7 +53,10 @@ def main() -> None:
         build_model_folder(folder / "n.keras", spec, folder / "podium")
         signature = mlflow.models.infer_signature(row[None], network.predict(row[None], verbose=0))
         mlflow.keras.save_model(
-            network, folder / "stock", signature=signature, pip_requirements=["keras", "tensorflow"]
+            network,
+            str(folder / "stock"),
+            signature=signature,
+            pip_requirements=["keras", "tensorflow"],
         )
         lists = json.dumps({"inputs": row[None].tolist()})
         text = json.dumps({"inputs": [base64.b64encode(row.tobytes()).decode()]})

@@ -91,6 +91,8 @@ def command_line(program: str, *args: str, env: Mapping[str, str] | None = None)
     with this environment's programs first on the path where the shell has not activated it.
     """
     given = {name: os.environ[name] for name in SETTINGS if os.environ.get(name)}
+    if "MLOPS_HOME" in given:
+        given["MLOPS_HOME"] = str(Path(given["MLOPS_HOME"]).expanduser().absolute())
     given = given if program == "python" else {}
     words = [
         f'{name}="${name}"' if "@" in value else f"{name}={shlex.quote(value)}"
