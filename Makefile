@@ -49,7 +49,7 @@ $(BIN)/python:
 
 $(BIN)/.ready: requirements.lock pyproject.toml | $(BIN)/python
 	$(INSTALL) --require-hashes -r requirements.lock
-	$(INSTALL) --no-deps -e .
+	$(INSTALL) --no-build-isolation --no-deps -e .
 	@touch $@
 
 $(BIN)/.dev: requirements-dev.lock $(BIN)/.ready
