@@ -108,7 +108,7 @@ def test_the_runs_can_be_compared_in_a_browser_at_the_address_the_sweep_printed(
         for run in ("cnn-000", "dnn-000", "dnn-001"):
             assert page.get_by_text(run, exact=True).first.is_visible()
         show_charts(page, url, "cnn-000")
-        for metric in ("best_val_accuracy", "train_loss", "val_accuracy"):
+        for metric in ("best_val_accuracy", "train_accuracy", "train_loss"):
             page.get_by_text(metric, exact=True).first.wait_for()
         page.screenshot(path=str(tmp_path / "charts.png"))
         assert (tmp_path / "charts.png").stat().st_size > 20_000
