@@ -117,6 +117,11 @@ class SweepConfig:
         text = json.dumps(decides, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
+    def fingerprints(self, dataset_fingerprint: str) -> dict[str, str]:
+        """Returns the fingerprint of each architecture's study, by `module:Class`."""
+        paths = map(architecture_path, self.architectures)
+        return {path: self.fingerprint(dataset_fingerprint, path) for path in paths}
+
 
 def architecture_path(name: str) -> str:
     """Returns `module:Class` of an architecture's name."""

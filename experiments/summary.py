@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from optuna.trial import FrozenTrial, TrialState
+from optuna.trial import TrialState
 
 from experiments.study import Search
 
@@ -104,11 +104,6 @@ def write_summary(search: Search, folder: Path) -> None:
     write_trials(search, folder / "trials.csv")
     plot_history(search, folder / "optimization_history.png")
     (folder / "summary.json").write_text(json.dumps(summarise(search), indent=2))
-
-
-def short_params(trial: FrozenTrial) -> str:
-    """Returns a trial's params in one line for a person."""
-    return " ".join(f"{name}={_short(value)}" for name, value in trial.params.items())
 
 
 def _short(value: object) -> str:

@@ -103,10 +103,7 @@ def _check_study(config: SweepConfig, settings: Settings, dataset: Dataset) -> N
     from experiments.storage import open_storage
     from experiments.study import find_studies
 
-    wanted = {
-        path: config.fingerprint(dataset.fingerprint, path)
-        for path in map(architecture_path, config.architectures)
-    }
+    wanted = config.fingerprints(dataset.fingerprint)
     differ = [
         record.name
         for record in find_studies(open_storage(settings.study_url))
@@ -130,10 +127,7 @@ def _find_finished(config: SweepConfig, settings: Settings, dataset: Dataset) ->
     from mlops.mlflow_store import open_store_client
 
     storage = open_storage(settings.study_url)
-    wanted = {
-        config.fingerprint(dataset.fingerprint, architecture_path(name))
-        for name in config.architectures
-    }
+    wanted = set(config.fingerprints(dataset.fingerprint).values())
     done = [
         record
         for record in find_studies(storage)
@@ -238,10 +232,7 @@ def _choose_sweep(
 
     sweep = config.study
     if sweep is None:
-        wanted = {
-            config.fingerprint(dataset.fingerprint, architecture_path(name))
-            for name in config.architectures
-        }
+        wanted = set(config.fingerprints(dataset.fingerprint).values())
         for record in reversed(find_studies(storage)):
             if record.config_fingerprint not in wanted or not record.unfinished:
                 continue
