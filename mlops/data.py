@@ -3,10 +3,15 @@
 The split belongs to the dataset, not to a sweep. A row's own content, hashed with the split seed,
 gives u in [0, 1): below 0.2 it is a test row, below 0.4 a validation row, else a training row.
 These are thresholds and not ranks, so rows that are added later move no old row; the label is not
-hashed, so duplicates stay on one side, whatever their labels; and the order of rows plays no part.
+hashed, so duplicates stay on one side, whatever their labels; categories are hashed by name and
+sequences without their padding; and the order of rows plays no part.
 Where a source brings its own test rows they stay test, u below 0.2 makes a training row a
 validation row, and a training row that also stands in test is left out of every part. A dataset
 some class of which has no row in one of the three parts is refused.
+
+Rows are kept as they came, so that what is served can be asked just what a client would ask. What
+a network sees of them (categories as features, missing values filled, sequences padded) follows
+from the training rows alone: `InputSpec` says how, and `Dataset.part` does it.
 
 uint8 rows stay uint8. Every other number (ints, bools, float16, float64) becomes float32: integers
 above 2**24 are rounded, and what is beyond 3.4e38 is refused as infinite.
@@ -16,17 +21,23 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
 from typing import Any, Final, Literal, get_args
 
 import numpy as np
 
 from mlops.errors import DataError, UsageError, choose
+from mlops.inputs import RANKS, Column, InputSpec, Kind, Missing
 from mlops.rows import Rows
+from mlops.scoring import encode_table
 from mlops.sources import read_rows
+from mlops.sources.reading import Reading
+from mlops.symmetry import find_flips
 
-Kind = Literal["table", "sequence", "image"]
+Categories = tuple[tuple[str, ...] | None, ...]
 Part = Literal["train", "val", "test"]
 
 PARTS: Final[tuple[Part, ...]] = get_args(Part)
@@ -34,74 +45,6 @@ PARTS: Final[tuple[Part, ...]] = get_args(Part)
 LEFT_OUT: Final = 3
 FORMAT: Final = 1
 """Version of split, fingerprint and stored folder; a change of any of them is another format."""
-
-
-@dataclass(frozen=True, slots=True)
-class InputSpec:
-    """What one row is, and what the training rows look like; travels in every packaged model.
-
-    Attributes:
-        kind: How rows are to be read.
-        shape: Of one row: (features,), (time, features) or (height, width, channels).
-        dtype: "uint8" or "float32": what rows are stored and sent in.
-        columns: Names of the features in order, for tables from CSV.
-        low: Minimum over the training rows, in the data's own units.
-        high: Maximum over the training rows, in the data's own units.
-        mean: Over the training rows, one for each index of the last axis.
-        variance: Population variance, likewise, in squared units.
-    """
-
-    kind: Kind
-    shape: tuple[int, ...]
-    dtype: str
-    columns: tuple[str, ...] | None
-    low: float
-    high: float
-    mean: tuple[float, ...]
-    variance: tuple[float, ...]
-
-    def to_json(self) -> dict[str, Any]:
-        """Returns plain values that JSON keeps exactly."""
-        return {
-            name: list(value) if isinstance(value, tuple) else value
-            for name, value in asdict(self).items()
-        }
-
-    @classmethod
-    def from_json(cls, value: Any) -> InputSpec:
-        """Reads what `to_json` gave.
-
-        Raises:
-            DataError: It is anything else; it may come from a stranger's model.
-        """
-        try:
-            spec = cls(
-                kind=value["kind"],
-                shape=tuple(int(size) for size in value["shape"]),
-                dtype=value["dtype"],
-                columns=None if value["columns"] is None else tuple(map(str, value["columns"])),
-                low=float(value["low"]),
-                high=float(value["high"]),
-                mean=tuple(map(float, value["mean"])),
-                variance=tuple(map(float, value["variance"])),
-            )
-            sound = (
-                spec.kind in RANKS
-                and len(spec.shape) == RANKS[spec.kind] - 1
-                and min(spec.shape) > 0
-                and spec.dtype in ("uint8", "float32")
-                and (spec.columns is None or spec.shape == (len(spec.columns),))
-                and len(spec.mean) == len(spec.variance) == spec.shape[-1]
-                and bool(np.isfinite([spec.low, spec.high, *spec.mean, *spec.variance]).all())
-            )
-        except (KeyError, TypeError, ValueError, OverflowError) as err:
-            raise DataError(f"not an input specification: {type(err).__name__} {err}.") from err
-        if not sound:
-            raise DataError("not an input specification: its values do not fit one another.")
-        return spec
-
-
-RANKS: Final[dict[str, int]] = {"table": 2, "sequence": 3, "image": 4}
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -114,11 +57,16 @@ class Dataset:
             fingerprint, on every machine, whatever the name and the source.
         input: What one row is.
         class_names: Sorted: integers by value, strings by code point, "False" before "True".
-        x: (n, *shape) of dtype `input.dtype`; may be a read-only memory map.
+        x: The rows as they came, (n, ...) of dtype `input.dtype`; may be a read-only memory map.
+            Of shape (n, *input.shape), but for a table with columns: there (n, columns), a missing
+            value is NaN, and a category is its index in `categories`. Sequences of unequal length
+            are padded with 0.0 (`InputSpec.ragged`).
         y: (n,) int64, index into `class_names`.
         split: (n,) uint8: 0 train, 1 val, 2 test, 3 left out.
         split_seed: Seed of the split.
         source: "digits (scikit-learn)", "keras.datasets.mnist", or the file's name.
+        categories: For each column of a table the names of all its categories; None for numbers.
+        notes: What was done to the rows that their owner must know; not stored.
     """
 
     name: str
@@ -130,28 +78,59 @@ class Dataset:
     split: np.ndarray = field(repr=False)
     split_seed: int
     source: str
+    categories: Categories | None = field(default=None, repr=False)
+    notes: tuple[str, ...] = ()
 
     def part(self, name: Part) -> tuple[np.ndarray, np.ndarray]:
-        """Returns copies of x and y of one part, in stored order."""
-        index = np.flatnonzero(self.split == PARTS.index(name))
-        return self.x[index], self.y[index]
+        """Returns one part, in stored order: x (n, *input.shape) as a network takes it, and y."""
+        index = self._index(name)
+        return encode(self.x[index], self.input, self.categories), self.y[index]
+
+    def requests(self, name: Part) -> Any:
+        """Returns one part's rows as a client sends them.
+
+        A DataFrame for a table with columns, a list of arrays (time, features) for sequences of
+        unequal length, else x.
+        """
+        x = self.x[self._index(name)]
+        if self.input.columns is not None:
+            return _frame(x, self.input.columns, self.categories)
+        if self.input.ragged:
+            return [row[: int(row[:, -1].sum()), :-1] for row in x]
+        return x
 
     def counts(self) -> dict[str, int]:
         """Returns the number of rows of each part."""
         return {name: int((self.split == code).sum()) for code, name in enumerate(PARTS[:3])}
 
+    def _index(self, name: Part) -> np.ndarray:
+        return np.flatnonzero(self.split == PARTS.index(name))
+
 
 def load_dataset(
-    name: str, *, kind: Kind | None = None, label: str | None = None, split_seed: int = 0
+    name: str,
+    *,
+    kind: Kind | None = None,
+    label: str | None = None,
+    categorical: tuple[str, ...] = (),
+    sequence_id: str | None = None,
+    image_size: tuple[int, int] | None = None,
+    data_dir: Path | str | None = None,
+    split_seed: int = 0,
 ) -> Dataset:
     """Loads, checks, splits and fingerprints a dataset; writes nothing.
 
     Args:
-        name: digits, cifar10, mnist, fashion_mnist, or the path of an .npz file (x and y, or
-            x_train, y_train, x_test and y_test) or of a .csv file.
+        name: digits, cifar10, mnist, fashion_mnist; the path of a .csv or .parquet table, or of an
+            .npz file (x and y, with `lengths` for sequences of unequal length, or x_train, y_train,
+            x_test and y_test); or a folder of pictures with one subfolder a class.
         kind: Read rows as this instead of by rank (2 table, 3 sequence, 4 image). An image is
             read as a sequence of its pixel rows, a flat row as a sequence of single values.
-        label: Column of the labels; for CSV, and only there.
+        label: Column of the classes; for tables, and only there.
+        categorical: Columns to take as categories although they hold numbers; for tables.
+        sequence_id: Column that says which sequence a line belongs to; for tables.
+        image_size: (height, width) in pixels to bring pictures to; for folders.
+        data_dir: Folder that holds the archives of a named dataset, instead of the network.
         split_seed: From 0 to 2**64 - 1. Another seed is another dataset, with another fingerprint.
 
     Raises:
@@ -168,35 +147,72 @@ def load_dataset(
         raise UsageError(
             f"--split-seed is out of range; expected 0 to 2**64 - 1, got {split_seed}."
         )
-    rows = read_rows(name, label)
+    folder = None if data_dir is None else Path(data_dir)
+    rows = read_rows(name, Reading(label, tuple(categorical), sequence_id, image_size, folder))
     kind, x = _as_kind(rows, kind)
     classes, y = np.unique(rows.labels, return_inverse=True)
     y = y.astype("<i8")
     class_names = tuple(str(value) for value in classes.tolist())
-    split = _split(x, rows.is_test, split_seed)
+    split = _split(_row_contents(x, rows), rows.is_test, split_seed)
     _check_coverage(rows, y, split, class_names)
-    columns = rows.columns if kind == "table" else None
     header = {
         "format": FORMAT,
         "kind": kind,
         "dtype": str(x.dtype),
         "shape": x.shape,
         "class_names": class_names,
-        "columns": columns,
+        "columns": rows.columns if kind == "table" else None,
         "split_seed": split_seed,
         "split_given": rows.is_test is not None,
     }
+    # Named only where they are there, so that other datasets keep their fingerprints.
+    header |= {"categories": rows.categories} if rows.categories is not None else {}
+    header |= {"ragged": True} if rows.ragged else {}
     return Dataset(
         name=rows.name,
         fingerprint=_fingerprint(header, x, y, rows.is_test),
-        input=_describe(x, np.flatnonzero(split == 0), kind, columns),
+        input=_describe(x, y, split, kind, rows),
         class_names=class_names,
         x=x,
         y=y,
         split=split,
         split_seed=split_seed,
         source=rows.source,
+        categories=rows.categories,
+        notes=rows.notes,
     )
+
+
+def encode(x: np.ndarray, spec: InputSpec, categories: Categories | None) -> np.ndarray:
+    """Returns rows as a network takes them, (n, *spec.shape); those rows where nothing is to do.
+
+    Args:
+        x: (n, ...) as `Dataset.x` has them.
+        spec: What one row is.
+        categories: The names that the indices in x stand for, as `Dataset.categories`.
+    """
+    if spec.columns is not None and not all(column.is_plain for column in spec.columns):
+        columns = [asdict(column) for column in spec.columns]
+        return encode_table(_frame(x, spec.columns, categories), columns)
+    if spec.ragged:
+        padding = np.array([*spec.mean[:-1], 0.0], x.dtype)
+        return np.where(x[..., -1:] > 0, x, padding)
+    return x
+
+
+def _frame(x: np.ndarray, columns: tuple[Column, ...], categories: Categories | None) -> Any:
+    """Returns a table as a DataFrame that has categories by name."""
+    import pandas as pd
+
+    values: dict[str, Any] = {}
+    for i, column in enumerate(columns):
+        names = None if categories is None else categories[i]
+        if names is None:
+            values[column.name] = x[:, i]
+        else:
+            codes = np.where(np.isnan(x[:, i]), -1, x[:, i]).astype(np.int64)
+            values[column.name] = pd.Categorical.from_codes(codes, categories=list(names))
+    return pd.DataFrame(values)
 
 
 def _as_kind(rows: Rows, kind: Kind | None) -> tuple[Kind, np.ndarray]:
@@ -205,6 +221,12 @@ def _as_kind(rows: Rows, kind: Kind | None) -> tuple[Kind, np.ndarray]:
     n, rank = len(x), x.ndim
     if kind is None:
         kind = {2: "table", 3: "sequence", 4: "image"}[rank]  # type: ignore[assignment]
+    only = "sequence" if rows.ragged else "table" if rows.categories is not None else kind
+    if kind != only:
+        what = "sequences of unequal length" if rows.ragged else "categories or missing values"
+        raise DataError(
+            f"{rows.where} has {what}; expected --kind {only}, got {kind}. Leave out --kind."
+        )
     if kind == "table":
         return "table", x.reshape(n, -1)
     if kind == "sequence":
@@ -223,16 +245,40 @@ def _as_kind(rows: Rows, kind: Kind | None) -> tuple[Kind, np.ndarray]:
     return "image", x
 
 
-def _split(x: np.ndarray, is_test: np.ndarray | None, seed: int) -> np.ndarray:
+def _row_contents(x: np.ndarray, rows: Rows) -> Iterator[bytes | memoryview]:
+    """Yields the bytes of each row that decide its part: what stays when other rows are added."""
+    if rows.ragged:  # the longest sequence decides the padding of all
+        for row in x:
+            yield np.ascontiguousarray(row[: int(row[:, -1].sum()), :-1]).tobytes()
+    elif rows.categories is not None:  # a new category moves the index of others
+        names = [
+            None if known is None else [_digest(name) for name in known]
+            for known in rows.categories
+        ]
+        for row in x:
+            yield b"".join(
+                value.tobytes() if digests is None or np.isnan(value) else digests[int(value)]
+                for value, digests in zip(row, names, strict=True)
+            )
+    else:
+        content = x.reshape(-1).view(np.uint8).data
+        size = len(content) // len(x)
+        for start in range(0, len(content), size):
+            yield content[start : start + size]
+
+
+def _digest(name: str) -> bytes:
+    return hashlib.blake2b(name.encode("utf-8", "surrogatepass"), digest_size=16).digest()
+
+
+def _split(
+    contents: Iterator[bytes | memoryview], is_test: np.ndarray | None, seed: int
+) -> np.ndarray:
     """Returns (n,) uint8, the part of each row. The module's docstring states the design."""
-    content = x.reshape(-1).view(np.uint8).data
-    size = len(content) // len(x)
     salt = seed.to_bytes(16, "little")
     digests = [
-        hashlib.blake2b(
-            content[i : i + size], digest_size=16, salt=salt, person=b"podium-split-1"
-        ).digest()
-        for i in range(0, len(content), size)
+        hashlib.blake2b(content, digest_size=16, salt=salt, person=b"podium-split-1").digest()
+        for content in contents
     ]
     # 53 of the first 64 bits: just what a float64 holds, so u is below 1 and the same everywhere.
     u = (np.frombuffer(b"".join(digests), "<u8")[::2] >> np.uint64(11)) * 2.0**-53
@@ -275,34 +321,94 @@ def _fingerprint(
     return digest.hexdigest()
 
 
-def _describe(
-    x: np.ndarray, train: np.ndarray, kind: Kind, columns: tuple[str, ...] | None
-) -> InputSpec:
-    """Returns the spec, with statistics in float64 over the rows `train` (indices)."""
+def _describe(x: np.ndarray, y: np.ndarray, split: np.ndarray, kind: Kind, rows: Rows) -> InputSpec:
+    """Returns the spec; all that is learned from rows is learned from the training rows."""
+    train = np.flatnonzero(split == PARTS.index("train"))
+    columns = _columns(x, train, rows) if kind == "table" and rows.columns is not None else None
+    indicators = () if columns is None else _indicators(columns)
+    shape = tuple(x.shape[1:])
+    if columns is not None:
+        shape = (sum(len(column.features) for column in columns),)
+    if rows.ragged:
+        indicators = (shape[-1] - 1,)
+    zeros = (0.0,) * shape[-1]
+    spec = InputSpec(kind, shape, str(x.dtype), columns, 0.0, 0.0, zeros, zeros, rows.ragged)
+
+    def chunks() -> Iterator[np.ndarray]:
+        return _chunks(x, train, spec, rows.categories)
+
+    flips: tuple[str, ...] = ()
+    if kind == "image":
+        val = np.flatnonzero(split == PARTS.index("val"))
+        flips = find_flips(x, y, train, val)
+    return replace(spec, flips=flips, **_statistics(chunks, indicators))
+
+
+def _columns(x: np.ndarray, train: np.ndarray, rows: Rows) -> tuple[Column, ...]:
+    """Returns how each column becomes numbers, as the training rows have it."""
+    assert rows.columns is not None
+    columns = []
+    for i, name in enumerate(rows.columns):
+        known = None if rows.categories is None else rows.categories[i]
+        values = x[train, i].astype(np.float64)
+        there = values[~np.isnan(values)]
+        missing: Missing = "refused"
+        if np.isnan(x[:, i]).any():
+            missing = "filled" if len(there) == len(values) else "flagged"
+        categories = None
+        if known is not None:
+            categories = tuple(known[int(code)] for code in np.unique(there))
+        elif not len(there):
+            raise DataError(
+                f"{rows.where}: column {name!r} is missing in every training row. Leave it out."
+            )
+        fill = float(there.mean()) if known is None and missing != "refused" else None
+        columns.append(Column(name, categories, missing, fill))
+    return tuple(columns)
+
+
+def _indicators(columns: tuple[Column, ...]) -> tuple[int, ...]:
+    """Returns the indices of the features that say whether something is there."""
+    found = []
+    start = 0
+    for column in columns:
+        n = len(column.features)
+        found += range(start if column.categories is not None else start + 1, start + n)
+        start += n
+    return tuple(found)
+
+
+def _statistics(
+    chunks: Callable[[], Iterator[np.ndarray]], indicators: tuple[int, ...]
+) -> dict[str, Any]:
+    """Returns low, high, mean and variance, in float64, over chunks of (values, last axis)."""
     low, high, count = np.inf, -np.inf, 0
-    total = np.zeros(x.shape[-1])
-    for values in _chunks(x, train):
+    total: Any = 0.0
+    for values in chunks():
         low, high = min(low, values.min()), max(high, values.max())
         total += values.sum(axis=0)
         count += len(values)
     mean = total / count
-    squares = np.zeros(x.shape[-1])
-    for values in _chunks(x, train):
+    squares: Any = 0.0
+    for values in chunks():
         squares += np.square(values - mean).sum(axis=0)
-    return InputSpec(
-        kind=kind,
-        shape=tuple(x.shape[1:]),
-        dtype=str(x.dtype),
-        columns=columns,
-        low=float(low),
-        high=float(high),
-        mean=tuple(mean.tolist()),
-        variance=tuple((squares / count).tolist()),
-    )
+    variance = squares / count
+    for index in indicators:  # 0 and 1 as they are: what never was there stays exactly 0
+        mean[index], variance[index] = 0.0, 1.0
+    return {
+        "low": float(low),
+        "high": float(high),
+        "mean": tuple(mean.tolist()),
+        "variance": tuple(variance.tolist()),
+    }
 
 
-def _chunks(x: np.ndarray, index: np.ndarray) -> Iterator[np.ndarray]:
+def _chunks(
+    x: np.ndarray, index: np.ndarray, spec: InputSpec, categories: Categories | None
+) -> Iterator[np.ndarray]:
     """Yields rows as (values, last axis) in float64, at most 4096 rows and about 32 MiB at once."""
-    step = max(1, min(4096, 2**22 * len(x) // x.size))
+    step = max(1, min(4096, 2**22 // math.prod(spec.shape)))
     for start in range(0, len(index), step):
-        yield x[index[start : start + step]].astype(np.float64).reshape(-1, x.shape[-1])
+        rows = encode(x[index[start : start + step]], spec, categories).astype(np.float64)
+        values = rows.reshape(-1, rows.shape[-1])
+        yield values[values[:, -1] > 0] if spec.ragged else values

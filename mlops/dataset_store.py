@@ -10,11 +10,13 @@ import sys
 import urllib.parse
 import uuid
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from mlops.data import FORMAT, Dataset, InputSpec
+from mlops.data import FORMAT, Categories, Dataset
 from mlops.errors import DataError, MlopsError, UsageError
+from mlops.inputs import InputSpec
 
 
 class DatasetStore:
@@ -42,7 +44,8 @@ class DatasetStore:
             "fingerprint": dataset.fingerprint,
             "input": dataset.input.to_json(),
             "class_names": list(dataset.class_names),
-            "n_rows": len(dataset.x),
+            "categories": dataset.categories,
+            "shape": list(dataset.x.shape),
             "split_seed": dataset.split_seed,
             "source": dataset.source,
         }
@@ -97,13 +100,15 @@ class DatasetStore:
                 split=np.load(folder / "split.npy", allow_pickle=False),
                 split_seed=record["split_seed"],
                 source=record["source"],
+                categories=_categories(record["categories"]),
             )
-            n = record["n_rows"]
+            shape = tuple(record["shape"])
+            n = shape[0]
         except (DataError, OSError, EOFError, ValueError, KeyError, TypeError) as err:
             raise _damaged(folder, f"{type(err).__name__}: {err}") from err
         for what, got, wanted in (
             ("fingerprint", dataset.fingerprint, fingerprint),
-            ("shape of x", dataset.x.shape, (n, *dataset.input.shape)),
+            ("shape of x", dataset.x.shape, shape),
             ("dtype of x", str(dataset.x.dtype), dataset.input.dtype),
             ("shape of y", dataset.y.shape, (n,)),
             ("dtype of y", str(dataset.y.dtype), "int64"),
@@ -145,6 +150,12 @@ def open_dataset_store(url: str) -> DatasetStore:
             "Set MLOPS_DATASETS_URL to a folder."
         )
     return DatasetStore(folder)
+
+
+def _categories(value: Any) -> Categories | None:
+    if value is None:
+        return None
+    return tuple(None if names is None else tuple(names) for names in value)
 
 
 def _damaged(folder: Path, cause: str) -> DataError:

@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from mlops.data import Dataset, InputSpec
+from mlops.data import Dataset
+from mlops.inputs import InputSpec
 from mlops.scoring import reconstruction_error
 
 

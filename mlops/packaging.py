@@ -30,8 +30,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from mlops.data import InputSpec
 from mlops.errors import DataError, StructureError, refuse_model
+from mlops.inputs import InputSpec
 from mlops.network import Network, check_network
 
 if TYPE_CHECKING:

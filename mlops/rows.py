@@ -25,10 +25,17 @@ class Rows:
         name: Safe as an experiment's name.
         source: Where they came from, for the record.
         where: What messages call them: the name or the quoted path.
-        x: (n, ...) of rank 2, 3 or 4; uint8 or finite little-endian float32, C order.
+        x: (n, ...) of rank 2, 3 or 4; uint8 or little-endian float32, C order, finite but for the
+            missing values of a table with columns, which are NaN. May be a read-only memory map.
         labels: (n,) bool, int64 from 0 up, or non-empty strings.
         is_test: (n,) bool where the source brings its own test rows, else None.
-        columns: Names of the features, for CSV.
+        columns: Names of the features, for tables.
+        categories: For each column of a table the names of its categories, sorted by code point:
+            x holds an index into them. None for a column of numbers.
+        ragged: Whether rows are sequences of unequal length. Then x is (n, time, features + 1):
+            the last feature is 1.0 for a step of the sequence and 0.0 for padding after its end,
+            and padding is 0.0 throughout.
+        notes: What was done to the rows that their owner must know, a sentence each.
     """
 
     name: str
@@ -38,6 +45,9 @@ class Rows:
     labels: np.ndarray
     is_test: np.ndarray | None = None
     columns: tuple[str, ...] | None = None
+    categories: tuple[tuple[str, ...] | None, ...] | None = None
+    ragged: bool = False
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

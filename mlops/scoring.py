@@ -138,6 +138,74 @@ def _refuse(wrong: str, row: int | None = None) -> NoReturn:
     raise _BadInputError(wrong if row is None else f"row {row} {wrong}")
 
 
+# Tables with columns.
+
+
+def encode_table(frame: Any, columns: Sequence[Mapping[str, Any]]) -> npt.NDArray[np.float32]:
+    """Returns the features that a network sees of a table, shape (n, features).
+
+    Training uses this very function, so that a model is asked what it was trained on.
+
+    Args:
+        frame: A DataFrame that has all of `columns`, in any order; others are not looked at.
+        columns: As `InputSpec.to_json` gives them: name, categories, missing, fill.
+
+    Raises:
+        _BadInputError: A cell holds what its column cannot; names the column and the row.
+    """
+    n = len(frame)
+    features: list[Any] = []
+    for column in columns:
+        series, name = frame[column["name"]], column["name"]
+        missing = np.asarray(series.isna().to_numpy(), bool)
+        if missing.any() and column["missing"] == "refused":
+            _refuse(f"lacks a value in column {name!r}", int(missing.argmax()))
+        if column["categories"] is None:
+            values = np.full(n, column["fill"] or 0.0)
+            values[~missing] = _column_numbers(series[~missing], name)
+            features.append(values)
+        else:
+            codes = _column_codes(series, column["categories"], name)
+            features += [codes == code for code in range(len(column["categories"]))]
+        if column["missing"] == "flagged":
+            features.append(missing)
+    with np.errstate(over="ignore"):
+        return (
+            np.column_stack(features).astype(np.float32)
+            if n
+            else np.empty((0, len(features)), np.float32)
+        )
+
+
+def _column_numbers(series: Any, name: str) -> npt.NDArray[np.float64]:
+    """Numbers of a column without missing values."""
+    array = series.to_numpy()
+    if array.dtype.kind not in "biuf":
+        array = _numbers(array.astype(object))
+    return np.asarray(array, np.float64)
+
+
+def _column_codes(series: Any, categories: Sequence[str], name: str) -> npt.NDArray[np.int64]:
+    """Index of each row's category; -1 where it is missing or none of `categories`."""
+    import pandas as pd
+
+    known = {category: code for code, category in enumerate(categories)}
+    codes, uniques = pd.factorize(series)
+    found = np.array([*(known.get(category_name(value), -1) for value in uniques), -1])
+    return found[codes]  # factorize says -1 for missing: the last
+
+
+def category_name(value: Any) -> str:
+    """Returns the name of a category: text as it is, a whole number without a point."""
+    if isinstance(value, str):
+        return value
+    if isinstance(value, (bool, np.bool_)):
+        return str(bool(value))
+    if isinstance(value, numbers.Real):
+        return str(int(value)) if float(value).is_integer() else repr(float(value))
+    _refuse("holds something else than text or numbers where a category was expected")
+
+
 # Rows in.
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from mlops.data import InputSpec
+from mlops.inputs import InputSpec
 from mlops.packaging import ModelSpec, build_model_folder, save_network
 
 KINDS = ("table", "image_float32", "image_uint8", "sequence", "vae")

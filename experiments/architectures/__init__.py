@@ -35,8 +35,8 @@ from optuna.distributions import (
     distribution_to_json,
 )
 
-from mlops.data import InputSpec, Kind
 from mlops.errors import UsageError
+from mlops.inputs import InputSpec, Kind
 
 if TYPE_CHECKING:
     import keras

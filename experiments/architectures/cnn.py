@@ -13,7 +13,7 @@ from optuna.distributions import (
 
 from experiments.architectures import Architecture, Params
 from experiments.architectures.preprocessing import compile_classifier, scaled_input
-from mlops.data import InputSpec
+from mlops.inputs import InputSpec
 
 SMALLEST_VALID = 18
 """Pixels of the shorter side from which three 3x3 convolutions and two pools leave something over

@@ -12,7 +12,7 @@ from optuna.distributions import (
 
 from experiments.architectures import Architecture, Params
 from experiments.architectures.preprocessing import compile_classifier, scaled_input
-from mlops.data import InputSpec
+from mlops.inputs import InputSpec
 
 
 class DNN(Architecture):

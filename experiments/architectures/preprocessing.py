@@ -10,8 +10,8 @@ from typing import Any
 
 import keras
 
-from mlops.data import InputSpec
 from mlops.evaluation import scale_constants
+from mlops.inputs import InputSpec
 
 
 def scaled_input(data: InputSpec) -> tuple[Any, Any]:

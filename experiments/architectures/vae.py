@@ -24,7 +24,7 @@ from optuna.distributions import (
 
 from experiments.architectures import Architecture, Params
 from experiments.architectures.preprocessing import scaled_input
-from mlops.data import InputSpec
+from mlops.inputs import InputSpec
 
 EVALUATION_SEED = 20131220
 """Evaluation draws the same noise each time, so that two trials are judged by the same draw."""

@@ -12,8 +12,8 @@ import pytest
 from experiments.architectures import describe, open_architecture
 from experiments.architectures.vae import EVALUATION_SEED
 from experiments.config import BUILT_IN
-from mlops.data import InputSpec
 from mlops.errors import UsageError
+from mlops.inputs import InputSpec
 from mlops.packaging import save_network
 from mlops.scoring import gaussian_kl, reconstruction_error
 

@@ -15,7 +15,8 @@ from experiments.architectures import Architecture
 from experiments.architectures.preprocessing import compile_classifier, scaled_input
 from experiments.config import BUILT_IN
 from experiments.trial import open_architecture, train
-from mlops.data import Dataset, InputSpec, load_dataset
+from mlops.data import Dataset, load_dataset
+from mlops.inputs import InputSpec
 
 
 @pytest.fixture(scope="module")

@@ -19,9 +19,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mlops.data import Dataset, InputSpec, Kind, load_dataset
+from mlops.data import Dataset, load_dataset
 from mlops.dataset_store import open_dataset_store
 from mlops.errors import DataError, MlopsError, UsageError
+from mlops.inputs import InputSpec, Kind
 
 DIGITS = "f50af8048f6be94d5c36dcb37bfa9e7c446eedd471dc98c08058936786de88fc"
 """Golden: where this changes, so does the split or the format, and stored datasets are orphans."""

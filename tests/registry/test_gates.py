@@ -5,8 +5,8 @@ import dataclasses
 import numpy as np
 import pytest
 
-from mlops.data import InputSpec
 from mlops.evaluation import Score, chance_accuracy, score_classifier, score_vae
+from mlops.inputs import InputSpec
 from mlops.packaging import ModelSpec
 from registry.gates import Evidence, decide, refuse_structure
 
