@@ -16,8 +16,9 @@ from benchmarks.tables import print_table
 from experiments.architectures import describe, open_architecture
 from experiments.config import BUILT_IN, SweepConfig
 from experiments.storage import open_storage
-from experiments.study import build_pruner, open_search
-from experiments.trial import TrialTask, run_trial, set_up_process, train
+from experiments.study import open_search
+from experiments.training import train
+from experiments.trial import Training, TrialTask, run_trial, set_up_process
 from mlops.data import load_dataset
 from mlops.dataset_store import open_dataset_store
 from mlops.journal import Journal
@@ -45,7 +46,9 @@ def main() -> None:
         search = open_search(
             open_storage(settings.study_url),
             "bench",
-            describe(BUILT_IN["cnn"], dataset.input),
+            describe(
+                BUILT_IN["cnn"], dataset.input, tuple(dataset.class_counts("train")), "accuracy"
+            ),
             config,
             {"sweep": "bench", "config_fingerprint": "bench", "run_key": "bench"},
         )
@@ -67,22 +70,20 @@ def main() -> None:
         def whole_trial() -> None:
             ask = search.ask()
             assert ask is not None
-            task = TrialTask(
+            training = Training(
                 architecture=BUILT_IN["cnn"],
+                objective="val_accuracy",
                 params=params,
                 seed=1,
                 epochs=EPOCHS,
                 dataset_fingerprint=dataset.fingerprint,
                 datasets_url=settings.datasets_url,
-                study=search.name,
-                study_url=settings.study_url,
-                trial_id=ask.trial_id,
-                number=ask.number,
-                pruner=build_pruner(config),
+                name=f"cnn-{ask.number:05d}",
                 journal_folder=Path(home) / "journal" / "bench",
                 run_key=new_run_key(),
                 network=Path(home) / "n.keras",
             )
+            task = TrialTask(training, search.name, settings.study_url, ask.trial_id, search.pruner)
             search.tell(ask.number, run_trial(task))
 
         def stock() -> None:

@@ -6,11 +6,13 @@ import dataclasses
 import hashlib
 import json
 import os
-import re
-from dataclasses import dataclass
-from typing import Any, Literal
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Annotated, Any, Final, Literal
 
-from mlops.errors import UsageError, choose
+import tyro
+
+from experiments.entries import Fix, parse_fix
 
 BUILT_IN = {
     "dnn": "experiments.architectures.dnn:DNN",
@@ -20,7 +22,11 @@ BUILT_IN = {
 }
 """The architectures that come with Podium, by name. A user's own is `module:Class`."""
 
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.\- ]*")
+HYPERBAND_FROM: Final = 60
+"""Trials from which Hyperband prunes better than the median rule (Optuna's own advice)."""
+
+NO_PRUNER_BELOW: Final = 4
+"""Epochs below which ending a trial early saves next to nothing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,19 +34,48 @@ class SweepConfig:
     """Search the hyperparameters of each architecture on one dataset."""
 
     dataset: str = "digits"
-    """digits, mnist, fashion_mnist, cifar10, or a file: data.npz, data.csv."""
+    """digits, mnist, fashion_mnist, cifar10; a file: data.csv, data.parquet, data.npz; or a folder
+    of pictures with one subfolder a class."""
     kind: Literal["table", "sequence", "image"] | None = None
     """What a row is, where the rank of the array does not say it."""
     label: str | None = None
-    """The column of a CSV that holds the classes."""
+    """The column of a table that holds the classes."""
+    categorical: tuple[str, ...] = ()
+    """Columns of a table to take as categories although they hold numbers."""
+    sequence_id: str | None = None
+    """The column of a table that says which sequence a line belongs to."""
+    image_size: tuple[int, int] | None = None
+    """Height and width in pixels to bring the pictures of a folder to."""
+    data_dir: str | None = None
+    """Folder that holds the archives of a named dataset; nothing is downloaded then."""
     split_seed: int = 0
     """Which rows are for training, validation and test; part of the dataset."""
     architectures: tuple[str, ...] = tuple(BUILT_IN)
     """dnn, cnn, rnn, vae, or your own as module:Class."""
+    objective: Literal["accuracy", "balanced_accuracy", "macro_f1"] = "accuracy"
+    """What classifiers are compared by."""
     trials: int = 15
     """Finished trials (complete or pruned) of each architecture."""
     epochs: int = 20
     """Epochs of a trial that is not pruned."""
+    sampler: Literal["auto", "tpe", "random", "grid", "cmaes"] = "auto"
+    """How the next params are proposed; auto is tpe."""
+    pruner: Literal["auto", "median", "halving", "hyperband", "none"] = "auto"
+    """Which trials are ended early; auto is median, hyperband from 60 trials, none below 4
+    epochs."""
+    fix: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
+    """A param that is not searched: learning_rate=0.001, or cnn.learning_rate=0.001 for one
+    architecture. The last one counts."""
+    space: tyro.conf.Suppress[Mapping[str, Mapping[str, Any]]] = field(
+        default_factory=dict, hash=False
+    )
+    """Ranges and choices to search instead of an architecture's own, by architecture and param."""
+    warm_start: str | None = None
+    """A finished sweep or study whose best trials are tried first."""
+    seeds: int | None = None
+    """Retrain the best params with this many seeds; the candidate is the median one."""
+    refit: bool = False
+    """Train the final model on training and validation rows together."""
     timeout_s: float | None = None
     """Start no trial after this many seconds."""
     experiment: str | None = None
@@ -60,61 +95,68 @@ class SweepConfig:
         Raises:
             UsageError: names every field that is wrong.
         """
-        wrong = [
-            f"--{name.replace('_', '-')} must be at least {least}, got {value!r}"
-            for name, value, least in (
-                ("trials", self.trials, 1),
-                ("epochs", self.epochs, 1),
-                ("workers", self.workers, 1),
-                ("threads", self.threads, 1),
-                ("seed", self.seed, 0),
-                ("split_seed", self.split_seed, 0),
-            )
-            if value is not None and value < least
-        ]
-        if self.seed >= 2**32:
-            wrong.append(f"--seed must be below 2**32, got {self.seed}")
-        if self.timeout_s is not None and not self.timeout_s > 0:
-            wrong.append(f"--timeout-s must be above 0, got {self.timeout_s!r}")
-        for option, name in (("experiment", self.experiment), ("study", self.study)):
-            if name is not None and not _NAME.fullmatch(name):
-                wrong.append(
-                    f"--{option} may hold letters, digits, '.', '_', '-' and spaces and begins "
-                    f"with a letter or digit, got {name!r}"
-                )
-        if not self.architectures:
-            wrong.append("--architectures is empty; " + choose("", BUILT_IN))
-        for name in self.architectures:
-            if name not in BUILT_IN and ":" not in name:
-                wrong.append(f"unknown architecture {name!r}; {choose(name, BUILT_IN)}")
-        if len(set(self.architectures)) < len(self.architectures):
-            wrong.append("--architectures names one twice")
-        if wrong:
-            raise UsageError("; ".join(wrong).rstrip(".") + ".")
+        from experiments.config_check import find_wrong, refuse
+
+        refuse(find_wrong(self))
 
     @property
     def n_workers(self) -> int:
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
         return self.workers or max(1, min(8, (cores or 1) // self.threads))
 
+    @property
+    def default_sampler(self) -> Literal["tpe"]:
+        """What `sampler` "auto" stands for."""
+        return "tpe"
+
+    @property
+    def default_pruner(self) -> Literal["median", "hyperband", "none"]:
+        """What `pruner` "auto" stands for, by trials and epochs."""
+        if self.epochs < NO_PRUNER_BELOW:
+            return "none"
+        return "hyperband" if self.trials >= HYPERBAND_FROM else "median"
+
+    def resolved(self) -> SweepConfig:
+        """Returns the config with what "auto" stands for in its place."""
+        return dataclasses.replace(
+            self,
+            sampler=self.default_sampler if self.sampler == "auto" else self.sampler,
+            pruner=self.default_pruner if self.pruner == "auto" else self.pruner,
+        )
+
     def to_json(self) -> dict[str, Any]:
-        return dataclasses.asdict(self)
+        """Returns plain values: lists, no tuples."""
+        value: dict[str, Any] = _plain(dataclasses.asdict(self))
+        return value
 
     def fingerprint(self, dataset_fingerprint: str, architecture: str) -> str:
-        """Returns 16 hex digits of what decides a study's trials.
+        """Returns 16 hex digits of what decides a study's trials and its candidate.
 
         How long it goes on and on how many workers (`trials`, `timeout_s`, `workers`) may change
-        between two tries of one study; names do not matter.
+        between two tries of one study; names do not matter. A sampler or pruner that is what "auto"
+        stands for counts as "auto", so that more trials may be asked for although they make it
+        stand for another.
+
+        Args:
+            dataset_fingerprint: Of the dataset, with the options it was read with.
+            architecture: `module:Class`.
         """
         decides = {
             "dataset": dataset_fingerprint,
             "architecture": architecture,
+            "objective": self.objective,
             "epochs": self.epochs,
+            "sampler": "auto" if self.sampler == self.default_sampler else self.sampler,
+            "pruner": "auto" if self.pruner == self.default_pruner else self.pruner,
+            "space": self.space_of(architecture),
+            "warm_start": self.warm_start,
+            "seeds": self.seeds,
+            "refit": self.refit,
             "seed": self.seed,
             "threads": self.threads,
             "experiment": self.experiment,
         }
-        text = json.dumps(decides, sort_keys=True)
+        text = json.dumps(_plain(decides), sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
     def fingerprints(self, dataset_fingerprint: str) -> dict[str, str]:
@@ -122,7 +164,39 @@ class SweepConfig:
         paths = map(architecture_path, self.architectures)
         return {path: self.fingerprint(dataset_fingerprint, path) for path in paths}
 
+    def space_of(self, architecture: str) -> dict[str, Any]:
+        """Returns what is said about `module:Class`, by param.
+
+        `fix` goes before `space`.
+        """
+        told: dict[str, Any] = {}
+        for name, table in self.space.items():
+            if architecture_path(name) == architecture:
+                told |= table
+        return told | {fix.param: fix.value for fix in self.fixes_of(architecture)}
+
+    def fixes_of(self, architecture: str) -> list[Fix]:
+        """Returns the `fix` entries that are for `module:Class`, one a param, the one that counts.
+
+        That is one for this architecture before one for all, and of two alike the later.
+        """
+        fixes, _ = parse_fix(self.fix)
+        for_all = {fix.param: fix for fix in fixes if fix.architecture is None}
+        for_one = {
+            fix.param: fix
+            for fix in fixes
+            if fix.architecture and architecture_path(fix.architecture) == architecture
+        }
+        return [*(for_all | for_one).values()]
+
 
 def architecture_path(name: str) -> str:
     """Returns `module:Class` of an architecture's name."""
     return BUILT_IN.get(name, name)
+
+
+def _plain(value: Any) -> Any:
+    """Tuples as lists, all the way down."""
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    return [_plain(item) for item in value] if isinstance(value, (list, tuple)) else value

@@ -15,9 +15,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from experiments.architectures import Description
+from experiments.architectures import Description, Params
 from experiments.cluster import Cluster, WorkerDiedError
 from experiments.config import SweepConfig
+from experiments.finals import Final, Finals
 from experiments.progress import Progress
 from experiments.results import (
     StudyResult,
@@ -28,8 +29,9 @@ from experiments.results import (
     study_result,
 )
 from experiments.runs import SweepRuns
-from experiments.study import Ask, Search, home_of, open_search
-from experiments.trial import TrialTask, run_trial
+from experiments.studies import home_of
+from experiments.study import MAX_ATTEMPTS, Ask, Search, open_search
+from experiments.trial import FinalTask, Training, TrialResult, TrialTask, run_final, run_trial
 from mlops.data import Dataset
 from mlops.drain import Drain
 from mlops.errors import MlopsError
@@ -41,6 +43,7 @@ from mlops.tracking import Run, new_run_key
 FLUSH_S = 60.0
 FLUSH_SOON_S = 10.0
 NO_WORKER_S = 180.0
+LISTEN_EVERY_S = 1.0
 
 
 @dataclass(slots=True)
@@ -64,6 +67,10 @@ class Driver:
     stop: threading.Event
     _searches: list[Search] = field(default_factory=list)
     _out: dict[Any, tuple[Search, Ask, Run]] = field(default_factory=dict)
+    _finals_out: dict[Any, tuple[Search, Final, Run]] = field(default_factory=dict)
+    _deaths: dict[str, int] = field(default_factory=dict)
+    _seen_alive: float = field(default_factory=time.monotonic)
+    _listened: float = 0.0
     _told_url: bool = False
     _told_problem: str | None = None
 
@@ -92,7 +99,7 @@ class Driver:
                 self.progress.note(
                     f"{search.name}: resumed with {tally.n_finished} of {tally.target} trials done."
                 )
-                for run_key in search.recover():
+                for run_key in [*search.recover(), *Finals(search).left_behind()]:
                     self.runs.close_interrupted(run_key)
             self.progress.update(description.name, search.tally())
 
@@ -102,16 +109,8 @@ class Driver:
         Args:
             began: `time.monotonic()` when the sweep began; `config.timeout_s` counts from there.
         """
-        seen_alive = time.monotonic()
-        while not self.stop.is_set():
-            n_alive = self.cluster.n_alive()
-            if n_alive > 0:
-                seen_alive = time.monotonic()
-            elif time.monotonic() - seen_alive > NO_WORKER_S:
-                raise MlopsError(
-                    f"no worker has started for {NO_WORKER_S:.0f} s; their log is in "
-                    f"{self.settings.home / 'logs'}. The same command goes on with the sweep."
-                )
+        while not self._must_stop():
+            n_alive = self._n_alive()
             timeout_s = self.config.timeout_s
             late = timeout_s is not None and time.monotonic() - began > timeout_s
             # More tasks than workers would queue in Dask, and die there with a neighbour's worker.
@@ -125,6 +124,48 @@ class Driver:
             self._tell_news()
         self._abandon()
         return not self._has_enough()
+
+    def retrain(self) -> bool:
+        """Trains what comes after the search; returns whether it was interrupted."""
+        while not self._must_stop():
+            pending = self._pending_finals()
+            if not pending and not self._finals_out:
+                return False
+            if pending and len(self._finals_out) < self._n_alive():
+                self._submit_final(*pending[0])
+            else:
+                ticket = self.cluster.next_done(timeout_s=0.2)
+                if ticket is not None:
+                    self._take_final(ticket)
+            self._tell_news()
+        self._abandon()
+        return bool(self._pending_finals())
+
+    def _n_alive(self) -> int:
+        """Counts live workers.
+
+        Raises:
+            MlopsError: there has been none for too long.
+        """
+        n_alive = self.cluster.n_alive()
+        if n_alive > 0:
+            self._seen_alive = time.monotonic()
+        elif time.monotonic() - self._seen_alive > NO_WORKER_S:
+            raise MlopsError(
+                f"no worker has started for {NO_WORKER_S:.0f} s; their log is in "
+                f"{self.settings.home / 'logs'}. The same command goes on with the sweep."
+            )
+        return n_alive
+
+    def _must_stop(self) -> bool:
+        """Tells whether a signal, or `experiments.status --stop` elsewhere, ends the sweep."""
+        now = time.monotonic()
+        if not self.stop.is_set() and now - self._listened > LISTEN_EVERY_S:
+            self._listened = now
+            if any(search.stop_requested for search in self._searches):
+                self.progress.note("another process asked this sweep to stop.")
+                self.stop.set()
+        return self.stop.is_set()
 
     def _has_enough(self) -> bool:
         return all(search.has_enough for search in self._searches)
@@ -176,24 +217,73 @@ class Driver:
                 continue
             run = self.runs.create_trial(search, ask)
             task = TrialTask(
-                architecture=search.description.path,
-                params=ask.params,
-                seed=ask.seed,
-                epochs=self.config.epochs,
-                dataset_fingerprint=self.dataset.fingerprint,
-                datasets_url=self.settings.datasets_url,
+                training=self._training(
+                    search, f"{ask.number:05d}", run, ask.params, ask.seed, self.config.epochs
+                ),
                 study=search.name,
                 study_url=self.settings.study_url,
                 trial_id=ask.trial_id,
-                number=ask.number,
                 pruner=search.pruner,
-                journal_folder=self.runs.journal.folder,
-                run_key=run.key,
-                network=self._network(search, ask.number),
             )
             self._out[self.cluster.submit(run_trial, task)] = (search, ask, run)
             return True
         return False
+
+    def _training(
+        self, search: Search, name: str, run: Run, params: Params, seed: int, epochs: int
+    ) -> Training:
+        return Training(
+            architecture=search.description.path,
+            objective=search.description.objective,
+            params=params,
+            seed=seed,
+            epochs=epochs,
+            dataset_fingerprint=self.dataset.fingerprint,
+            datasets_url=self.settings.datasets_url,
+            name=f"{search.description.name}-{name}",
+            journal_folder=self.runs.journal.folder,
+            run_key=run.key,
+            network=self._network(search, name),
+        )
+
+    def _pending_finals(self) -> list[tuple[Search, Final]]:
+        """Returns what is not trained yet, nor under way."""
+        out = {(search.name, final.name) for search, final, _ in self._finals_out.values()}
+        return [
+            (search, final)
+            for search in self._searches
+            for final in Finals(search).pending()
+            if (search.name, final.name) not in out
+        ]
+
+    def _submit_final(self, search: Search, final: Final) -> None:
+        run = self.runs.create_final(search, final)
+        Finals(search).begin(final, run.key)
+        training = self._training(search, final.name, run, final.params, final.seed, final.epochs)
+        task = FinalTask(training, refit=final.kind == "refit")
+        self._finals_out[self.cluster.submit(run_final, task)] = (search, final, run)
+
+    def _take_final(self, ticket: Any) -> None:
+        """Notes how a final ended; one whose worker died is trained again, some times."""
+        search, final, run = self._finals_out.pop(ticket)
+        name = f"{search.description.name}-{final.name}"
+        try:
+            result = self.cluster.result(ticket)
+        except WorkerDiedError as err:
+            if self.stop.is_set():
+                self.runs.close_interrupted(run.key)
+                return
+            self.runs.close_dead(run.key, str(err))
+            self._deaths[name] = self._deaths.get(name, 0) + 1
+            if self._deaths[name] < MAX_ATTEMPTS:
+                self.progress.note(f"{name}: {err}; it is tried again.")
+                return
+            result = TrialResult("failed", None, None, None, reason=str(err))
+        Finals(search).note(final, run.key, result)
+        said = f"failed: {result.reason}" if result.state == "failed" else "done"
+        if result.value is not None:
+            said = f"{search.description.objective} {result.value:.4f}"
+        self.progress.note(f"{name}: {said}.")
 
     def _n_begun(self, search: Search) -> int:
         under_way = sum(one is search for one, _, _ in self._out.values())
@@ -222,22 +312,27 @@ class Driver:
     def _abandon(self) -> None:
         """Ends at once, so that the same command goes on later; nothing finished is lost."""
         while (ticket := self.cluster.next_done(timeout_s=0.0)) is not None:
-            self._take(ticket)  # what was done already counts
+            # What was done already counts.
+            (self._take if ticket in self._out else self._take_final)(ticket)
         self.cluster.kill()
         for search, ask, run in self._out.values():
             search.retry(ask.number, "interrupted", charge=False)
             self.runs.close_interrupted(run.key)
+        for _, _, run in self._finals_out.values():
+            self.runs.close_interrupted(run.key)
         self._out.clear()
+        self._finals_out.clear()
 
     def _register_best(self, search: Search) -> None:
-        """Packages the best trial's network and logs it as a candidate, once for each best."""
-        best = search.best()
-        if best is None or search.candidate_trial == best.number:
+        """Packages the chosen network and logs it as a candidate, once for each that was chosen."""
+        finals = Finals(search)
+        chosen = finals.chosen()
+        if chosen is None or search.candidate_run_key == chosen.run_key:
             return
-        network = self._network(search, best.number)
+        network = self._network(search, chosen.name)
         if not network.exists():
             self.progress.note(
-                f"{search.name}: the network of trial {best.number} is gone; no candidate is made. "
+                f"{search.name}: the network {network.name} is gone; no candidate is made. "
                 f"It was kept in {network.parent}."
             )
             return
@@ -251,7 +346,7 @@ class Driver:
             dataset_fingerprint=self.dataset.fingerprint,
             likelihood=description.likelihood,
         )
-        run = Run(self.runs.journal, best.user_attrs["run_key"])
+        run = Run(self.runs.journal, chosen.run_key)
         with tempfile.TemporaryDirectory() as scratch:
             folder = Path(scratch) / "model"
             build_model_folder(network, spec, folder)
@@ -262,13 +357,13 @@ class Driver:
                     "mlops.architecture": description.name,
                     "mlops.dataset_fingerprint": self.dataset.fingerprint,
                     "mlops.objective": description.objective,
-                    "mlops.value": repr(best.value),
+                    "mlops.value": repr(chosen.value),
                     "mlops.sweep": self.sweep_id,
-                    "mlops.trial": str(best.number),
+                    "mlops.network": chosen.name,
                 },
             )
         # A crash before this line registers again; the sink finds the version that is there.
-        search.set_candidate(best)
+        search.set_candidate(chosen.run_key)
 
     def _result(self, search: Search, undelivered: int) -> StudyResult:
         if self.sinks:
@@ -301,17 +396,17 @@ class Driver:
         objective = self._searches[0].description.objective
         return runs_url(sink.client.tracking_uri, experiment_id, objective)
 
-    def _network(self, search: Search, number: int) -> Path:
+    def _network(self, search: Search, name: str) -> Path:
         folder = self.settings.home / "sweeps" / self.sweep_id / search.description.name
-        return folder / f"{number:05d}.keras"
+        return folder / f"{name}.keras"
 
     def _forget_networks(self, search: Search) -> None:
         """Removes the networks of trials that a better one has beaten."""
         best = search.best()
         if best is None:
             return
-        out = {self._network(one, ask.number) for one, ask, _ in self._out.values()}
-        keep = {self._network(search, best.number), *out}
-        for path in self._network(search, 0).parent.glob("*.keras"):
+        out = {self._network(one, f"{ask.number:05d}") for one, ask, _ in self._out.values()}
+        keep = {self._network(search, f"{best.number:05d}"), *out}
+        for path in self._network(search, "any").parent.glob("[0-9]*.keras"):
             if path not in keep:
                 path.unlink(missing_ok=True)

@@ -12,6 +12,7 @@ from mlops.program import command_line
 from mlops.server import FIRST_PORT
 
 if TYPE_CHECKING:
+    from experiments.finals import SeedSummary
     from experiments.study import Search
     from mlops.mlflow_sink import MlflowSink
     from mlops.settings import Settings
@@ -48,6 +49,7 @@ class StudyResult:
     n_failed: int
     best: Best | None
     candidate: Candidate | None
+    seeds: SeedSummary | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +88,14 @@ class SweepResult:
                 "candidate": None
                 if candidate is None
                 else {"name": candidate.name, "version": candidate.version},
+                "seeds": None
+                if one.seeds is None
+                else {
+                    "n": one.seeds.n,
+                    "mean": one.seeds.mean,
+                    "low": one.seeds.low,
+                    "high": one.seeds.high,
+                },
             }
 
         return {
@@ -99,6 +109,8 @@ class SweepResult:
 
 def study_result(search: Search, experiment: str) -> StudyResult:
     """Returns how a study stands, from its storage."""
+    from experiments.finals import Finals
+
     tally, best = search.tally(), search.best()
     return StudyResult(
         architecture=search.description.name,
@@ -117,8 +129,9 @@ def study_result(search: Search, experiment: str) -> StudyResult:
             params=best.params,
         ),
         candidate=None
-        if search.candidate_trial is None
+        if search.candidate_run_key is None
         else Candidate(f"{model_name(experiment, search)}-candidates", search.candidate_version),
+        seeds=Finals(search).summary(),
     )
 
 
@@ -178,6 +191,12 @@ def leaderboard(result: SweepResult) -> str:
             f"{one.architecture:<14}{best:>10}  {one.objective:<14}{one.n_complete:>9}"
             f"{one.n_pruned:>8}{one.n_failed:>8}  {_candidate(one)}"
         )
+    for one in rows:
+        if one.seeds is not None:
+            lines.append(
+                f"{one.architecture}: {one.objective} over {one.seeds.n} seeds "
+                f"{one.seeds.mean:.4f}, 95 % interval {one.seeds.low:.4f} to {one.seeds.high:.4f}"
+            )
     return "\n".join(lines)
 
 

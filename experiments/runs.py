@@ -13,7 +13,10 @@ from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
 
+from experiments.architectures import Params
 from experiments.config import SweepConfig
+from experiments.config_file import write_config
+from experiments.finals import Final, Finals
 from experiments.study import Ask, Search
 from experiments.summary import describe_in_words, write_summary
 from mlops.data import Dataset
@@ -36,9 +39,13 @@ class SweepRuns:
         return self.config.experiment or self.dataset.name
 
     def _create_parent(self, search: Search) -> None:
-        """Begins a study's run, with the resolved config as params and as sweep.json."""
-        config = self.config.to_json()
-        known = {name: value for name, value in config.items() if value is not None}
+        """Begins a study's run, with the resolved config as params and as sweep.toml."""
+        config = self.config.resolved()
+        known = {
+            name: json.dumps(value) if isinstance(value, (list, dict)) else value
+            for name, value in config.to_json().items()
+            if value not in (None, [], {})
+        }
         parent = Run.create(
             self.journal,
             experiment=self.experiment,
@@ -53,28 +60,45 @@ class SweepRuns:
             dataset=self._dataset("search"),
         )
         with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder) / "sweep.json"
-            path.write_text(json.dumps(config, indent=2))
+            path = Path(folder) / "sweep.toml"
+            write_config(config, path)
             parent.log_artifact(path)
 
     def create_trial(self, search: Search, ask: Ask) -> Run:
         """Begins a trial's run, before a worker knows of the trial."""
         key = new_run_key()
         search.set_run_key(ask, key)
+        tags = {
+            "mlops.trial": str(ask.number),
+            "mlops.attempt": str(ask.attempt),
+            "mlops.seed": str(ask.seed),
+            "mlops.epochs": str(self.config.epochs),
+        }
+        return self._create_child(search, f"{ask.number:03d}", key, ask.params, tags)
+
+    def create_final(self, search: Search, final: Final) -> Run:
+        """Begins the run of a training after the search."""
+        tags = {
+            "mlops.final": final.kind,
+            "mlops.seed": str(final.seed),
+            "mlops.epochs": str(final.epochs),
+        }
+        return self._create_child(search, final.name, new_run_key(), final.params, tags)
+
+    def _create_child(
+        self, search: Search, name: str, key: str, params: Params, tags: dict[str, str]
+    ) -> Run:
         return Run.create(
             self.journal,
             experiment=self.experiment,
-            name=f"{search.description.name}-{ask.number:03d}",
+            name=f"{search.description.name}-{name}",
             key=key,
-            params={"architecture": search.description.name, **ask.params},
+            params={"architecture": search.description.name, **params},
             tags={
                 **self._tags(search),
                 "mlflow.parentRunId": search.run_key,
-                "mlops.trial": str(ask.number),
-                "mlops.attempt": str(ask.attempt),
-                "mlops.seed": str(ask.seed),
-                "mlops.epochs": str(self.config.epochs),
                 "mlops.threads": str(self.config.threads),
+                **tags,
             },
             dataset=self._dataset("training"),
         )
@@ -107,8 +131,19 @@ class SweepRuns:
         """Ends the run of a study that is done, with its summary, plot and table of trials."""
         parent = Run(self.journal, search.run_key)
         tally = search.tally()
+        objective = search.description.objective
         if tally.value is not None:
-            parent.log_metrics({f"best_{search.description.objective}": tally.value}, step=0)
+            parent.log_metrics({f"best_{objective}": tally.value}, step=0)
+        seeds = Finals(search).summary()
+        if seeds is not None:
+            parent.log_metrics(
+                {
+                    f"seeds_mean_{objective}": seeds.mean,
+                    f"seeds_low_{objective}": seeds.low,
+                    f"seeds_high_{objective}": seeds.high,
+                },
+                step=0,
+            )
         parent.set_tags(
             {
                 "mlops.n_complete": str(tally.n_complete),

@@ -41,3 +41,12 @@ def open_storage(url: str) -> optuna.storages.RDBStorage:
 
         storage.engine.dispose()  # so that the next connection is made with the listener
     return storage
+
+
+def has_storage(url: str) -> bool:
+    """Tells whether there is a database to open; of a server's that is taken for granted."""
+    import sqlalchemy
+
+    if not url.startswith("sqlite"):
+        return True
+    return Path(sqlalchemy.engine.make_url(url).database or "").is_file()

@@ -9,28 +9,24 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import fcntl
 import hashlib
-import math
-import socket
-from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import optuna
-from optuna.distributions import json_to_distribution
 from optuna.trial import FrozenTrial, TrialState
 
 from experiments.architectures import Description, Params
 from experiments.config import SweepConfig
+from experiments.samplers import build_pruner, build_sampler
+from experiments.space import fits, grid_cell
+from experiments.studies import find_studies
 from experiments.trial import TrialResult
-from mlops.errors import MlopsError, UsageError
-from mlops.settings import Settings
+from mlops.errors import UsageError
 
 MAX_ATTEMPTS = 3
-HYPERBAND_FROM = 60
-"""Trials from which Hyperband prunes better than the median rule (Optuna's own advice)."""
+N_WARM_TRIALS = 5
+"""Trials of an earlier study that are tried first."""
 
 optuna.logging.set_verbosity(optuna.logging.ERROR)
 
@@ -71,7 +67,7 @@ class Search:
         self.description = description
         self.config = config
         self.resumed = resumed
-        self._space = {name: json_to_distribution(text) for name, text in description.space.items()}
+        self._space = description.distributions()
 
     @property
     def name(self) -> str:
@@ -88,7 +84,7 @@ class Search:
 
     @property
     def pruner(self) -> optuna.pruners.BasePruner:
-        return build_pruner(self.config)
+        return build_pruner(self.config.resolved())
 
     def recover(self) -> list[str]:
         """Fails the trials that a dead driver left running, and enqueues them afresh.
@@ -105,10 +101,13 @@ class Search:
         trials = self.study.get_trials(deepcopy=False)
         if self._has_enough(trials):
             return None
+        config = self.config.resolved()
+        if config.sampler == "grid" and not _waiting(trials):
+            self._enqueue_cell(trials)
         # A sampler as fresh as the trial: what is proposed depends on the trials so far, and not on
         # how often the sweep was interrupted. One that lives on would begin its stream again.
-        self.study.sampler = optuna.samplers.TPESampler(
-            seed=_seed(self.config.seed, self.description.name, "sampler", len(trials))
+        self.study.sampler = build_sampler(
+            config, new_seed(self.config.seed, self.description.name, "sampler", len(trials))
         )
         trial = self.study.ask(self._space)
         attrs = trial.user_attrs
@@ -124,7 +123,24 @@ class Search:
     def _has_enough(self, trials: list[FrozenTrial]) -> bool:
         counted = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.RUNNING)
         n_counted = sum(trial.state in counted for trial in trials)
-        return self.gave_up is not None or n_counted >= self.config.trials
+        if self.gave_up is not None or n_counted >= self.config.trials:
+            return True
+        return self._next_cell(trials) is None and not _waiting(trials)
+
+    def _next_cell(self, trials: list[FrozenTrial]) -> tuple[int, Params] | None:
+        """Returns the first cell of the grid that was not asked for; None past the last one."""
+        if self.config.resolved().sampler != "grid":
+            return 0, {}
+        index = 1 + max((trial.user_attrs.get("cell", -1) for trial in trials), default=-1)
+        seed = new_seed(self.config.seed, self.description.name, "grid")
+        cell = grid_cell(self._space, seed, index)
+        return None if cell is None else (index, cell)
+
+    def _enqueue_cell(self, trials: list[FrozenTrial]) -> None:
+        found = self._next_cell(trials)
+        assert found is not None  # `_has_enough` says so of a grid that is used up
+        index, cell = found
+        self.study.enqueue_trial(cell, user_attrs={"cell": index})
 
     def set_run_key(self, ask: Ask, run_key: str) -> None:
         self.study._storage.set_trial_user_attr(ask.trial_id, "run_key", run_key)
@@ -200,13 +216,12 @@ class Search:
     def best(self) -> FrozenTrial | None:
         """Returns the complete trial with the highest value, the earliest of equals."""
         complete = self.study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
-        return max(complete, key=lambda t: (t.value or -math.inf, -t.number), default=None)
+        return max(complete, key=lambda t: (t.values[0], -t.number), default=None)
 
-    def set_candidate(self, trial: FrozenTrial) -> None:
-        """Notes that a trial's network is registered (its version follows when delivered)."""
-        self.study.set_user_attr("candidate_run_key", trial.user_attrs["run_key"])
+    def set_candidate(self, run_key: str) -> None:
+        """Notes that a run's network is registered (its version follows when delivered)."""
         self.study.set_user_attr("candidate_version", None)
-        self.study.set_user_attr("candidate_trial", trial.number)
+        self.study.set_user_attr("candidate_run_key", run_key)
 
     def note_candidate_version(self, version: int) -> None:
         self.study.set_user_attr("candidate_version", version)
@@ -217,11 +232,6 @@ class Search:
     @property
     def candidate_run_key(self) -> str | None:
         return self.study.user_attrs.get("candidate_run_key")
-
-    @property
-    def candidate_trial(self) -> int | None:
-        """The number of the trial that was registered last."""
-        return self.study.user_attrs.get("candidate_trial")
 
     @property
     def candidate_version(self) -> int | None:
@@ -260,24 +270,26 @@ class Search:
             return None
         return f"{len(failed)} trials failed, the last with: {failed[-1].user_attrs['reason']}"
 
+    @property
+    def stop_requested(self) -> bool:
+        """Tells whether another process asked the sweep to stop (`request_stop`)."""
+        return bool(self.study.user_attrs.get("stop"))
+
     def _trial(self, number: int) -> FrozenTrial:
         return self.study.get_trials(deepcopy=False)[number]
 
     def _seed(self, number: int) -> int:
-        return _seed(self.config.seed, self.description.name, number)
+        return new_seed(self.config.seed, self.description.name, number)
 
 
-def _seed(*of: object) -> int:
+def _waiting(trials: list[FrozenTrial]) -> bool:
+    return any(trial.state is TrialState.WAITING for trial in trials)
+
+
+def new_seed(*of: object) -> int:
     """Returns a seed, 0 to 2**32 - 1, that is the same for the same words."""
     text = "/".join(str(one) for one in of)
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "big")
-
-
-def build_pruner(config: SweepConfig) -> optuna.pruners.BasePruner:
-    """Returns the median rule, or from `HYPERBAND_FROM` trials Hyperband (Li et al. 2018)."""
-    if config.trials >= HYPERBAND_FROM:
-        return optuna.pruners.HyperbandPruner(min_resource=2, max_resource=config.epochs)
-    return optuna.pruners.MedianPruner(n_startup_trials=4, n_warmup_steps=2)
 
 
 def open_search(
@@ -287,7 +299,9 @@ def open_search(
     config: SweepConfig,
     attrs: dict[str, Any],
 ) -> Search:
-    """Opens a study by name, or makes it with its baseline as the first trial.
+    """Opens a study by name, or makes it with its first trials.
+
+    Those are the best of `config.warm_start`, then the baseline; of a grid its cells alone.
 
     Raises:
         UsageError: a study of this name searches something else.
@@ -298,18 +312,16 @@ def open_search(
         storage=storage,
         direction="maximize",
         load_if_exists=True,
-        pruner=build_pruner(config),
+        pruner=build_pruner(config.resolved()),
     )
     resumed = resumed and "run_key" in study.user_attrs
-    if resumed and study.user_attrs.get("config_fingerprint") != attrs["config_fingerprint"]:
-        raise UsageError(
-            f"the study {name!r} was begun with another dataset or config. "
-            "Give the same options, or another --study."
-        )
-    if "run_key" not in study.user_attrs:
+    if resumed:
+        _check_same(study, description, attrs["config_fingerprint"])
+    else:
         # A study without a run key is one whose maker died just here; whoever opens it next makes
         # it whole.
-        study.enqueue_trial(description.baseline, skip_if_exists=True)
+        for params in _first_params(storage, description, config):
+            study.enqueue_trial(params, skip_if_exists=True)
         # The run key comes last: a study that has one is whole.
         described = {
             "description": dataclasses.asdict(description),
@@ -320,85 +332,68 @@ def open_search(
             study.set_user_attr(key, value)
     if study.user_attrs.get("target") != config.trials:
         study.set_user_attr("target", config.trials)
+    if study.user_attrs.get("stop"):
+        study.set_user_attr("stop", False)  # it was for the driver before
     return Search(study, description, config, resumed)
+
+
+def _check_same(study: optuna.Study, description: Description, config_fingerprint: str) -> None:
+    known = study.user_attrs
+    if known.get("config_fingerprint") != config_fingerprint:
+        raise UsageError(
+            f"the study {study.study_name!r} was begun with another dataset or config. "
+            "Give the same options, or another --study."
+        )
+    before = known["description"]["space"]
+    differ = sorted(
+        param
+        for param in {*before, *description.space}
+        if before.get(param) != description.space.get(param)
+    )
+    if differ:
+        raise UsageError(
+            f"the study {study.study_name!r} searches another space than the architecture has now; "
+            f"they differ in: {', '.join(differ)}. Give another --study."
+        )
+
+
+def _first_params(
+    storage: optuna.storages.RDBStorage, description: Description, config: SweepConfig
+) -> list[Params]:
+    warm = []
+    if config.warm_start is not None:
+        warm = find_warm_params(storage, config.warm_start, description)
+    return warm if config.resolved().sampler == "grid" else [*warm, description.baseline]
+
+
+def find_warm_params(
+    storage: optuna.storages.RDBStorage, wanted: str, description: Description
+) -> list[Params]:
+    """Returns the params of an earlier study's best trials that lie inside the space, best first.
+
+    A param that the earlier study did not search has its baseline's value; one that is not searched
+    any more is left out.
+
+    Args:
+        wanted: Name of a study or of a sweep.
+        description: Of the architecture; only a study of the same one counts.
+    """
+    space = description.distributions()
+    complete: list[FrozenTrial] = []
+    for record in find_studies(storage):
+        if wanted in (record.name, record.sweep) and (record.architecture_path == description.path):
+            study = optuna.load_study(study_name=record.name, storage=storage)
+            complete += study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+    complete.sort(key=lambda trial: -trial.values[0])
+    found: list[Params] = []
+    for trial in complete:
+        params = {name: trial.params.get(name, description.baseline[name]) for name in space}
+        if fits(space, params) and params not in found:
+            found.append(params)
+    return found[:N_WARM_TRIALS]
 
 
 def reopen_search(storage: optuna.storages.RDBStorage, name: str, config: SweepConfig) -> Search:
     """Opens a study to read from it, with the description it was made with."""
     study = optuna.load_study(study_name=name, storage=storage)
     return Search(study, Description(**study.user_attrs["description"]), config, resumed=True)
-
-
-@dataclass(frozen=True, slots=True)
-class StudyRecord:
-    """What the storage knows of a study without opening it.
-
-    Attributes:
-        home: Host and folder that began it.
-        finished_target: The number of trials it was finished with; 0 if it never was.
-        unfinished: Whether it was begun, or asked for more trials, and not finished since.
-    """
-
-    name: str
-    sweep: str
-    home: str
-    architecture_path: str
-    config_fingerprint: str
-    finished_target: int
-    unfinished: bool
-
-
-def find_studies(storage: optuna.storages.RDBStorage) -> list[StudyRecord]:
-    """Returns the studies of all sweeps, oldest first."""
-    found = []
-    for study in optuna.get_all_study_summaries(storage):
-        attrs = study.user_attrs
-        if "run_key" not in attrs:
-            continue
-        finished_target = attrs.get("finished_target", 0)
-        found.append(
-            StudyRecord(
-                name=study.study_name,
-                sweep=attrs["sweep"],
-                home=attrs["home"],
-                architecture_path=attrs["architecture_path"],
-                config_fingerprint=attrs["config_fingerprint"],
-                finished_target=finished_target,
-                unfinished=finished_target < attrs["target"],
-            )
-        )
-    return found
-
-
-def home_of(settings: Settings) -> str:
-    """Returns host and folder: what tells one home from another that shares its study database."""
-    return f"{socket.gethostname()}:{settings.home}"
-
-
-@contextlib.contextmanager
-def lock_sweep(home: Path, sweep: str) -> Iterator[None]:
-    """Holds a sweep for this driver; the operating system lets go of it when the process dies.
-
-    Raises:
-        MlopsError: another driver holds it.
-    """
-    folder = home / "sweeps" / sweep
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / "driver.lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as err:
-            raise MlopsError(
-                f"the sweep {sweep!r} is under way in another process. "
-                "Wait for it, or give another --study."
-            ) from err
-        yield
-
-
-def is_locked(home: Path, sweep: str) -> bool:
-    """Tells whether a driver holds the sweep now."""
-    try:
-        with lock_sweep(home, sweep):
-            return False
-    except MlopsError:
-        return True

@@ -16,10 +16,12 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
+
+import tyro
 
 from experiments.config import SweepConfig, architecture_path
-from mlops.errors import MlopsError, UsageError
+from mlops.errors import MlopsError, UsageError, choose
 from mlops.program import answer, answer_json, command_line, run_program, say
 from mlops.settings import Settings, quiet
 
@@ -59,17 +61,16 @@ def run_sweep(
     """
     from experiments.progress import open_progress
     from experiments.storage import open_storage
-    from mlops.data import load_dataset
     from mlops.dataset_store import open_dataset_store
 
     quiet()
     began = time.monotonic()
     config.check()
     settings = settings or Settings.from_env()
-    dataset = load_dataset(
-        config.dataset, kind=config.kind, label=config.label, split_seed=config.split_seed
-    )
+    dataset = _load(config)
     store = open_dataset_store(settings.datasets_url)
+    if config.warm_start is not None:
+        _check_warm_start(config, settings)
     if config.study is not None:
         _check_study(config, settings, dataset)
         found = _find_finished(config, settings, dataset)
@@ -79,7 +80,8 @@ def run_sweep(
     with contextlib.ExitStack() as stack:
         progress = stack.enter_context(progress or open_progress())
         server_url = stack.enter_context(_open_tracking(settings))
-        progress.note(_introduce(config, dataset))
+        for line in (_introduce(config, dataset), *dataset.notes):
+            progress.note(line)
         if cluster is None:
             cluster = stack.enter_context(_start_workers(config, settings))
         descriptions = _describe(config, dataset, cluster, progress)
@@ -90,8 +92,44 @@ def run_sweep(
             _open_driver(config, settings, dataset, sweep_id, cluster, progress, server_url)
         )
         driver.open_studies(storage, descriptions)
-        interrupted = driver.search(began)
+        interrupted = driver.search(began) or driver.retrain()
         return driver.finish(began, interrupted)
+
+
+def _load(config: SweepConfig) -> Dataset:
+    from mlops.data import load_dataset
+
+    return load_dataset(
+        config.dataset,
+        kind=config.kind,
+        label=config.label,
+        categorical=config.categorical,
+        sequence_id=config.sequence_id,
+        image_size=config.image_size,
+        data_dir=config.data_dir,
+        split_seed=config.split_seed,
+    )
+
+
+def _check_warm_start(config: SweepConfig, settings: Settings) -> None:
+    """Refuses a `--warm-start` that names nothing, before anything starts.
+
+    Raises:
+        UsageError: names the studies that there are.
+    """
+    from experiments.storage import has_storage, open_storage
+    from experiments.studies import find_studies
+
+    wanted = str(config.warm_start)
+    url = settings.study_url
+    records = find_studies(open_storage(url)) if has_storage(url) else []
+    names = list(dict.fromkeys(record.sweep for record in reversed(records)))
+    if not names:
+        raise UsageError(f"there is no study {wanted!r} to start from; no sweep has run here yet.")
+    if not any(wanted in (record.name, record.sweep) for record in records):
+        raise UsageError(
+            f"there is no study {wanted!r} to start from; {choose(wanted, names[:20])}"
+        )
 
 
 def _check_study(config: SweepConfig, settings: Settings, dataset: Dataset) -> None:
@@ -101,7 +139,7 @@ def _check_study(config: SweepConfig, settings: Settings, dataset: Dataset) -> N
         UsageError: names the architectures that differ.
     """
     from experiments.storage import open_storage
-    from experiments.study import find_studies
+    from experiments.studies import find_studies
 
     wanted = config.fingerprints(dataset.fingerprint)
     differ = [
@@ -122,7 +160,8 @@ def _find_finished(config: SweepConfig, settings: Settings, dataset: Dataset) ->
     """Returns the result of a sweep that is done, from the studies alone; None if it is not."""
     from experiments.results import SweepResult, note_delivered, study_result
     from experiments.storage import open_storage
-    from experiments.study import find_studies, reopen_search
+    from experiments.studies import find_studies
+    from experiments.study import reopen_search
     from mlops.mlflow_sink import MlflowSink
     from mlops.mlflow_store import open_store_client
 
@@ -155,13 +194,23 @@ def _find_finished(config: SweepConfig, settings: Settings, dataset: Dataset) ->
 
 def _introduce(config: SweepConfig, dataset: Dataset) -> str:
     counts = dataset.counts()
-    rows = " x ".join(str(size) for size in dataset.input.shape)
     return (
-        f"{dataset.name}: {len(dataset.y)} {dataset.input.kind}s of {rows}, "
+        f"{dataset.name}: {len(dataset.y)} {_rows_in_words(dataset)}, "
         f"{len(dataset.class_names)} classes; {counts['train']} to train, "
         f"{counts['val']} to validate, {counts['test']} to test. "
         f"Starting {config.n_workers} worker(s)."
     )
+
+
+def _rows_in_words(dataset: Dataset) -> str:
+    spec = dataset.input
+    if spec.columns is not None:
+        n_categories = sum(column.categories is not None for column in spec.columns)
+        parts = f", {n_categories} of them categories" if n_categories else ""
+        return f"rows of {len(spec.columns)} columns{parts}"
+    if spec.ragged:
+        return f"sequences of up to {spec.shape[0]} steps x {spec.shape[1] - 1}"
+    return f"{spec.kind}s of " + " x ".join(str(size) for size in spec.shape)
 
 
 @contextlib.contextmanager
@@ -197,21 +246,36 @@ def _start_workers(
 def _describe(
     config: SweepConfig, dataset: Dataset, cluster: Cluster, progress: Progress
 ) -> list[Description]:
-    """Lets a worker describe each architecture; says which do not take this data.
+    """Lets a worker describe each architecture, and narrows its space as the config says.
 
     Raises:
-        UsageError: one cannot be imported, or none takes the data.
+        UsageError: one cannot be imported or packaged, none takes the data, or the config asks for
+            params or values that there are not; all of it at once.
     """
     from experiments.architectures import describe
+    from experiments.space import narrow_all
 
-    found = [
-        cluster.call(describe, architecture_path(name), dataset.input)
-        for name in config.architectures
-    ]
-    for one in found:
+    counts = tuple(dataset.class_counts("train"))
+    found: list[Description] = []
+    wrong: list[str] = []
+    for name in config.architectures:
+        try:
+            one = cluster.call(
+                describe, architecture_path(name), dataset.input, counts, config.objective
+            )
+        except UsageError as err:
+            wrong.append(str(err).rstrip("."))
+            continue
         if one.left_out is not None:
             progress.note(f"{one.name} is left out: it {one.left_out}.")
+        found.append(one)
     fits = [one for one in found if one.left_out is None]
+    narrowed, errors = narrow_all(
+        {one.path: one.distributions() for one in fits}, config.space, config.fix
+    )
+    if wrong or errors:
+        raise UsageError("; ".join([*wrong, *errors]) + ".")
+    fits = [one.narrowed(narrowed[one.path]) for one in fits]
     if not fits:
         raise UsageError(
             f"none of {', '.join(config.architectures)} takes {dataset.input.kind}s; "
@@ -228,7 +292,7 @@ def _choose_sweep(
     config: SweepConfig, settings: Settings, storage: Any, dataset: Dataset, progress: Progress
 ) -> Iterator[str]:
     """Finds the sweep to go on with, or names a new one; holds its lock."""
-    from experiments.study import find_studies, home_of, is_locked, lock_sweep
+    from experiments.studies import find_studies, home_of, is_locked, lock_sweep
 
     sweep = config.study
     if sweep is None:
@@ -319,6 +383,8 @@ class Options:
     """Options of the program; the sweep's own are in SweepConfig."""
 
     config: SweepConfig = field(default_factory=SweepConfig)
+    config_file: Annotated[Path | None, tyro.conf.arg(name="config", metavar="FILE")] = None
+    """A TOML file with the same names as these options; an option goes before what it says."""
     json: bool = False
     """Print the result as one JSON line."""
     dry_run: bool = False
@@ -352,13 +418,10 @@ def _main(options: Options, typed: Sequence[str]) -> int:
 def _rehearse(config: SweepConfig, settings: Settings) -> str:
     """Returns what a sweep would do. Workers are asked, nothing is kept."""
     from experiments.cluster import open_cluster
-    from mlops.data import load_dataset
 
     config.check()
-    dataset = load_dataset(
-        config.dataset, kind=config.kind, label=config.label, split_seed=config.split_seed
-    )
-    lines = [_introduce(config, dataset)]
+    dataset = _load(config)
+    lines = [_introduce(config, dataset), *dataset.notes]
     with (
         tempfile.TemporaryDirectory() as scratch,
         open_cluster(1, config.threads, Path(scratch) / "workers.log") as cluster,
@@ -382,7 +445,15 @@ def main(args: Sequence[str] | None = None) -> int:
         prog="python -m experiments.sweep",
         description="Search each architecture's hyperparameters on one dataset, track every trial.",
         args=args,
+        read_defaults=_read_defaults,
     )
+
+
+def _read_defaults(args: Sequence[str]) -> tuple[Options, list[str]]:
+    from experiments.config_file import with_config_file
+
+    config, rest = with_config_file(args)
+    return Options(config), rest
 
 
 if __name__ == "__main__":

@@ -21,23 +21,20 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
-from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, Literal, get_args
 
 import numpy as np
 
+from mlops.encoding import describe, encode, to_frame, to_sequences
 from mlops.errors import DataError, UsageError, choose
-from mlops.inputs import RANKS, Column, InputSpec, Kind, Missing
+from mlops.inputs import RANKS, Categories, InputSpec, Kind
 from mlops.rows import Rows
-from mlops.scoring import encode_table
 from mlops.sources import read_rows
 from mlops.sources.reading import Reading
-from mlops.symmetry import find_flips
 
-Categories = tuple[tuple[str, ...] | None, ...]
 Part = Literal["train", "val", "test"]
 
 PARTS: Final[tuple[Part, ...]] = get_args(Part)
@@ -94,10 +91,17 @@ class Dataset:
         """
         x = self.x[self._index(name)]
         if self.input.columns is not None:
-            return _frame(x, self.input.columns, self.categories)
-        if self.input.ragged:
-            return [row[: int(row[:, -1].sum()), :-1] for row in x]
-        return x
+            return to_frame(x, self.input.columns, self.categories)
+        return to_sequences(x) if self.input.ragged else x
+
+    def labels(self, name: Part) -> np.ndarray:
+        """Returns one part's y, (n,) int64."""
+        return self.y[self._index(name)]
+
+    def class_counts(self, name: Part) -> list[int]:
+        """Returns the rows of each class in one part."""
+        counts: list[int] = np.bincount(self.labels(name), minlength=len(self.class_names)).tolist()
+        return counts
 
     def counts(self) -> dict[str, int]:
         """Returns the number of rows of each part."""
@@ -155,6 +159,7 @@ def load_dataset(
     class_names = tuple(str(value) for value in classes.tolist())
     split = _split(_row_contents(x, rows), rows.is_test, split_seed)
     _check_coverage(rows, y, split, class_names)
+    train, val = (np.flatnonzero(split == PARTS.index(part)) for part in ("train", "val"))
     header = {
         "format": FORMAT,
         "kind": kind,
@@ -171,7 +176,7 @@ def load_dataset(
     return Dataset(
         name=rows.name,
         fingerprint=_fingerprint(header, x, y, rows.is_test),
-        input=_describe(x, y, split, kind, rows),
+        input=describe(rows, kind, x, y, train, val),
         class_names=class_names,
         x=x,
         y=y,
@@ -181,38 +186,6 @@ def load_dataset(
         categories=rows.categories,
         notes=rows.notes,
     )
-
-
-def encode(x: np.ndarray, spec: InputSpec, categories: Categories | None) -> np.ndarray:
-    """Returns rows as a network takes them, (n, *spec.shape); those rows where nothing is to do.
-
-    Args:
-        x: (n, ...) as `Dataset.x` has them.
-        spec: What one row is.
-        categories: The names that the indices in x stand for, as `Dataset.categories`.
-    """
-    if spec.columns is not None and not all(column.is_plain for column in spec.columns):
-        columns = [asdict(column) for column in spec.columns]
-        return encode_table(_frame(x, spec.columns, categories), columns)
-    if spec.ragged:
-        padding = np.array([*spec.mean[:-1], 0.0], x.dtype)
-        return np.where(x[..., -1:] > 0, x, padding)
-    return x
-
-
-def _frame(x: np.ndarray, columns: tuple[Column, ...], categories: Categories | None) -> Any:
-    """Returns a table as a DataFrame that has categories by name."""
-    import pandas as pd
-
-    values: dict[str, Any] = {}
-    for i, column in enumerate(columns):
-        names = None if categories is None else categories[i]
-        if names is None:
-            values[column.name] = x[:, i]
-        else:
-            codes = np.where(np.isnan(x[:, i]), -1, x[:, i]).astype(np.int64)
-            values[column.name] = pd.Categorical.from_codes(codes, categories=list(names))
-    return pd.DataFrame(values)
 
 
 def _as_kind(rows: Rows, kind: Kind | None) -> tuple[Kind, np.ndarray]:
@@ -248,23 +221,26 @@ def _as_kind(rows: Rows, kind: Kind | None) -> tuple[Kind, np.ndarray]:
 def _row_contents(x: np.ndarray, rows: Rows) -> Iterator[bytes | memoryview]:
     """Yields the bytes of each row that decide its part: what stays when other rows are added."""
     if rows.ragged:  # the longest sequence decides the padding of all
-        for row in x:
-            yield np.ascontiguousarray(row[: int(row[:, -1].sum()), :-1]).tobytes()
-    elif rows.categories is not None:  # a new category moves the index of others
-        names = [
-            None if known is None else [_digest(name) for name in known]
-            for known in rows.categories
-        ]
-        for row in x:
-            yield b"".join(
-                value.tobytes() if digests is None or np.isnan(value) else digests[int(value)]
-                for value, digests in zip(row, names, strict=True)
-            )
-    else:
-        content = x.reshape(-1).view(np.uint8).data
-        size = len(content) // len(x)
-        for start in range(0, len(content), size):
-            yield content[start : start + size]
+        for row in to_sequences(x):
+            yield np.ascontiguousarray(row).tobytes()
+        return
+    if rows.categories is not None:  # a new category moves the index of others
+        x = np.concatenate(
+            [_cell_contents(x[:, i], known) for i, known in enumerate(rows.categories)], axis=1
+        )
+    content = x.reshape(-1).view(np.uint8).data
+    size = len(content) // len(x)
+    for start in range(0, len(content), size):
+        yield content[start : start + size]
+
+
+def _cell_contents(values: np.ndarray, known: tuple[str, ...] | None) -> np.ndarray:
+    """Returns the bytes of a column's cells, (n, bytes): a number's own, a category's by name."""
+    if known is None:
+        return np.ascontiguousarray(values)[:, np.newaxis].view(np.uint8)
+    # No name is empty: the digest of "" stands for missing.
+    digests = np.frombuffer(b"".join(map(_digest, (*known, ""))), np.uint8).reshape(-1, 16)
+    return digests[np.where(np.isnan(values), len(known), values).astype(np.intp)]
 
 
 def _digest(name: str) -> bytes:
@@ -319,96 +295,3 @@ def _fingerprint(
     for array in (x, y) if is_test is None else (x, y, is_test):
         digest.update(array.reshape(-1).view(np.uint8).data)
     return digest.hexdigest()
-
-
-def _describe(x: np.ndarray, y: np.ndarray, split: np.ndarray, kind: Kind, rows: Rows) -> InputSpec:
-    """Returns the spec; all that is learned from rows is learned from the training rows."""
-    train = np.flatnonzero(split == PARTS.index("train"))
-    columns = _columns(x, train, rows) if kind == "table" and rows.columns is not None else None
-    indicators = () if columns is None else _indicators(columns)
-    shape = tuple(x.shape[1:])
-    if columns is not None:
-        shape = (sum(len(column.features) for column in columns),)
-    if rows.ragged:
-        indicators = (shape[-1] - 1,)
-    zeros = (0.0,) * shape[-1]
-    spec = InputSpec(kind, shape, str(x.dtype), columns, 0.0, 0.0, zeros, zeros, rows.ragged)
-
-    def chunks() -> Iterator[np.ndarray]:
-        return _chunks(x, train, spec, rows.categories)
-
-    flips: tuple[str, ...] = ()
-    if kind == "image":
-        val = np.flatnonzero(split == PARTS.index("val"))
-        flips = find_flips(x, y, train, val)
-    return replace(spec, flips=flips, **_statistics(chunks, indicators))
-
-
-def _columns(x: np.ndarray, train: np.ndarray, rows: Rows) -> tuple[Column, ...]:
-    """Returns how each column becomes numbers, as the training rows have it."""
-    assert rows.columns is not None
-    columns = []
-    for i, name in enumerate(rows.columns):
-        known = None if rows.categories is None else rows.categories[i]
-        values = x[train, i].astype(np.float64)
-        there = values[~np.isnan(values)]
-        missing: Missing = "refused"
-        if np.isnan(x[:, i]).any():
-            missing = "filled" if len(there) == len(values) else "flagged"
-        categories = None
-        if known is not None:
-            categories = tuple(known[int(code)] for code in np.unique(there))
-        elif not len(there):
-            raise DataError(
-                f"{rows.where}: column {name!r} is missing in every training row. Leave it out."
-            )
-        fill = float(there.mean()) if known is None and missing != "refused" else None
-        columns.append(Column(name, categories, missing, fill))
-    return tuple(columns)
-
-
-def _indicators(columns: tuple[Column, ...]) -> tuple[int, ...]:
-    """Returns the indices of the features that say whether something is there."""
-    found = []
-    start = 0
-    for column in columns:
-        n = len(column.features)
-        found += range(start if column.categories is not None else start + 1, start + n)
-        start += n
-    return tuple(found)
-
-
-def _statistics(
-    chunks: Callable[[], Iterator[np.ndarray]], indicators: tuple[int, ...]
-) -> dict[str, Any]:
-    """Returns low, high, mean and variance, in float64, over chunks of (values, last axis)."""
-    low, high, count = np.inf, -np.inf, 0
-    total: Any = 0.0
-    for values in chunks():
-        low, high = min(low, values.min()), max(high, values.max())
-        total += values.sum(axis=0)
-        count += len(values)
-    mean = total / count
-    squares: Any = 0.0
-    for values in chunks():
-        squares += np.square(values - mean).sum(axis=0)
-    variance = squares / count
-    for index in indicators:  # 0 and 1 as they are: what never was there stays exactly 0
-        mean[index], variance[index] = 0.0, 1.0
-    return {
-        "low": float(low),
-        "high": float(high),
-        "mean": tuple(mean.tolist()),
-        "variance": tuple(variance.tolist()),
-    }
-
-
-def _chunks(
-    x: np.ndarray, index: np.ndarray, spec: InputSpec, categories: Categories | None
-) -> Iterator[np.ndarray]:
-    """Yields rows as (values, last axis) in float64, at most 4096 rows and about 32 MiB at once."""
-    step = max(1, min(4096, 2**22 // math.prod(spec.shape)))
-    for start in range(0, len(index), step):
-        rows = encode(x[index[start : start + step]], spec, categories).astype(np.float64)
-        values = rows.reshape(-1, rows.shape[-1])
-        yield values[values[:, -1] > 0] if spec.ragged else values

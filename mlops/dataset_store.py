@@ -14,9 +14,9 @@ from typing import Any
 
 import numpy as np
 
-from mlops.data import FORMAT, Categories, Dataset
+from mlops.data import FORMAT, Dataset
 from mlops.errors import DataError, MlopsError, UsageError
-from mlops.inputs import InputSpec
+from mlops.inputs import Categories, InputSpec
 
 
 class DatasetStore:

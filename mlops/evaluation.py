@@ -13,18 +13,22 @@ from mlops.data import Dataset
 from mlops.inputs import InputSpec
 from mlops.scoring import reconstruction_error
 
+CLASSIFIER_METRICS = ("accuracy", "balanced_accuracy", "macro_f1")
+
 
 @dataclass(frozen=True, slots=True)
 class Score:
     """A model's worth on rows it has not seen.
 
     Attributes:
-        metric: "accuracy" (a share, 0 to 1) or "elbo_at_mean" (nats a row).
-        value: The metric over the rows whose answer is finite; higher is better.
-        chance: The value that needs no model; see `chance_accuracy` and `chance_elbo`.
+        metric: One of `CLASSIFIER_METRICS` (0 to 1) or "elbo_at_mean" (nats a row).
+        value: The metric over the rows; higher is better. A VAE's is over finite answers.
+        chance: The value that needs no model: of a constant answer, or `chance_elbo`.
         n_rows: Rows that were scored.
         n_not_finite: Rows whose answer holds NaN or infinity.
-        per_row: (n_rows,) float64; each row's share in `value`, for paired tests.
+        values: Every metric of the task, by name; `metric` is among them.
+        per_row: (n_rows,) float64, for paired tests: 1.0 where a classifier names the right class
+            and 0.0 elsewhere; a VAE's ELBO of the row.
     """
 
     metric: str
@@ -32,10 +36,43 @@ class Score:
     chance: float
     n_rows: int
     n_not_finite: int
+    values: dict[str, float]
     per_row: npt.NDArray[np.float64]
 
 
-def score_classifier(probabilities: npt.ArrayLike, labels: npt.ArrayLike) -> Score:
+def classifier_metrics(
+    answers: npt.ArrayLike, labels: npt.ArrayLike, n_classes: int
+) -> dict[str, float]:
+    """Returns accuracy, balanced accuracy and macro-F1, each from 0 to 1.
+
+    Balanced accuracy is the mean recall over classes (Brodersen et al. 2010, section 2). Macro-F1
+    is the mean of the classes' own F1, `2 TP / (2 TP + FP + FN)`, 0 where that is 0/0 (Opitz &
+    Burst 2019, section 2, the first of their two). Classes without rows are left out of both.
+
+    Args:
+        answers: (n,) index of the class that was named; -1 for none.
+        labels: (n,) index of the true class.
+        n_classes: Number of classes.
+
+    Example:
+        >>> classifier_metrics([0, 0, 0, 1], [0, 0, 1, 1], 2)["balanced_accuracy"]
+        0.75
+    """
+    named, truth = np.asarray(answers), np.asarray(labels)
+    hits = np.bincount(truth[named == truth], minlength=n_classes)
+    n_true = np.bincount(truth, minlength=n_classes)
+    n_named = np.bincount(named[named >= 0], minlength=n_classes)
+    there = n_true > 0
+    return {
+        "accuracy": float(hits.sum() / len(truth)),
+        "balanced_accuracy": float((hits[there] / n_true[there]).mean()),
+        "macro_f1": float((2.0 * hits[there] / (n_true + n_named)[there]).mean()),
+    }
+
+
+def score_classifier(
+    probabilities: npt.ArrayLike, labels: npt.ArrayLike, metric: str = "accuracy"
+) -> Score:
     """Scores class probabilities `(n, classes)` against true class indices `(n,)`.
 
     A row whose answer is not finite counts as wrong.
@@ -43,14 +80,16 @@ def score_classifier(probabilities: npt.ArrayLike, labels: npt.ArrayLike) -> Sco
     answers = np.asarray(probabilities, dtype=np.float64)
     truth = np.asarray(labels)
     finite: npt.NDArray[np.bool_] = np.asarray(np.isfinite(answers).all(axis=1))
-    correct = finite & (np.where(finite[:, None], answers, 0.0).argmax(axis=1) == truth)
+    named = np.where(finite, np.where(finite[:, None], answers, 0.0).argmax(axis=1), -1)
+    values = classifier_metrics(named, truth, answers.shape[1])
     return Score(
-        metric="accuracy",
-        value=float(correct.mean()),
-        chance=chance_accuracy(truth),
+        metric=metric,
+        value=values[metric],
+        chance=chance_metrics(truth)[metric],
         n_rows=len(truth),
         n_not_finite=int((~finite).sum()),
-        per_row=correct.astype(np.float64),
+        values=values,
+        per_row=(named == truth).astype(np.float64),
     )
 
 
@@ -62,20 +101,23 @@ def score_vae(answers: Sequence[dict[str, float]], chance: float) -> Score:
     """
     elbo = -np.array([answer["anomaly_score"] for answer in answers], dtype=np.float64)
     finite = np.isfinite(elbo)
+    value = float(elbo[finite].mean()) if finite.any() else float("-inf")
     return Score(
         metric="elbo_at_mean",
-        value=float(elbo[finite].mean()) if finite.any() else float("-inf"),
+        value=value,
         chance=chance,
         n_rows=len(elbo),
         n_not_finite=int((~finite).sum()),
+        values={"elbo_at_mean": value},
         per_row=elbo,
     )
 
 
-def chance_accuracy(labels: npt.ArrayLike) -> float:
-    """Returns the accuracy of always naming the most frequent class."""
-    _, counts = np.unique(np.asarray(labels), return_counts=True)
-    return float(counts.max() / counts.sum())
+def chance_metrics(labels: npt.ArrayLike) -> dict[str, float]:
+    """Returns the metrics of always naming the most frequent class."""
+    truth = np.asarray(labels)
+    counts = np.bincount(truth)
+    return classifier_metrics(np.full(len(truth), counts.argmax()), truth, len(counts))
 
 
 def chance_elbo(dataset: Dataset, likelihood: str) -> float:

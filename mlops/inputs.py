@@ -11,6 +11,8 @@ from mlops.errors import DataError
 
 Kind = Literal["table", "sequence", "image"]
 Missing = Literal["refused", "filled", "flagged"]
+Categories = tuple[tuple[str, ...] | None, ...]
+"""For each column of a table the names of its categories, by index; None for numbers."""
 
 RANKS: Final[dict[str, int]] = {"table": 2, "sequence": 3, "image": 4}
 FLIPS: Final = ("horizontal", "vertical")
@@ -152,13 +154,20 @@ class InputSpec:
             and min(self.shape) > 0
             and self.dtype in ("uint8", "float32")
             and (self.columns is None or self._columns_fit(self.columns))
+            and (self.dtype == "float32" or not self.is_encoded)
             and len(self.mean) == len(self.variance) == self.shape[-1]
             and bool(np.isfinite(numbers).all())
             and isinstance(self.ragged, bool)
             and not (self.ragged and (self.kind != "sequence" or self.shape[1] < 2))
+            and len(set(self.flips)) == len(self.flips)
             and set(self.flips) <= set(FLIPS)
             and not (self.flips and self.kind != "image")
         )
+
+    @property
+    def is_encoded(self) -> bool:
+        """Whether a network sees something else of a row than what clients send in it."""
+        return self.ragged or not all(column.is_plain for column in self.columns or ())
 
     def _columns_fit(self, columns: tuple[Column, ...]) -> bool:
         names = [column.name for column in columns]

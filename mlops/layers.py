@@ -276,7 +276,7 @@ _STOCK: Final[dict[str, _ManyRule]] = {
     **dict.fromkeys(("Activation", "LeakyReLU", "Masking", "ReLU", "Softmax"), _one(_same)),
     **dict.fromkeys(("Dropout", "SpatialDropout1D", "SpatialDropout2D"), _one(_same)),
     **dict.fromkeys(("RandomContrast", "RandomFlip", "RandomRotation"), _one(_same)),
-    **dict.fromkeys(("RandomTranslation", "RandomZoom"), _one(_same)),
+    **dict.fromkeys(("RandomErasing", "RandomTranslation", "RandomZoom"), _one(_same)),
     "Bidirectional": _one(_same),  # the two layers that it holds are walked instead
     "Rescaling": _one(_rescaling),
     "Normalization": _one(_normalization),

@@ -38,22 +38,34 @@ def run_program(
     prog: str,
     description: str,
     args: Sequence[str] | None = None,
+    read_defaults: Callable[[Sequence[str]], tuple[O, list[str]]] | None = None,
 ) -> int:
-    """Parses `args` into `options_type`, runs `main`, and returns the exit code."""
+    """Parses `args` into `options_type`, runs `main`, and returns the exit code.
+
+    Args:
+        read_defaults: Takes the arguments and returns the options' defaults and the arguments that
+            are left: what a config file says.
+    """
     import tyro  # parsing comes first, everything heavy after it
 
     quiet()
-    options = tyro.cli(
-        options_type,
-        prog=prog,
-        description=description,
-        args=args,
-        config=(tyro.conf.FlagCreatePairsOff, tyro.conf.OmitArgPrefixes),
-    )
+    given = list(sys.argv[1:] if args is None else args)
+    debug = "--debug" in given
     try:
+        defaults: dict[str, Any] = {}
+        if read_defaults is not None:
+            defaults["default"], given = read_defaults(given)
+        options = tyro.cli(
+            options_type,
+            prog=prog,
+            description=description,
+            args=given,
+            config=(tyro.conf.FlagCreatePairsOff, tyro.conf.OmitArgPrefixes),
+            **defaults,
+        )
         return main(options)
     except MlopsError as err:
-        if options.debug:
+        if debug:
             traceback.print_exc()
         say(f"{prog}: {without_passwords(' '.join(str(err).split()))}")
         return err.exit_code
@@ -63,7 +75,7 @@ def run_program(
     except BrokenPipeError:
         return 1
     except Exception as err:
-        if options.debug:
+        if debug:
             raise
         say(f"{prog}: {type(err).__name__}: {first_line(err)} (--debug shows where)")
         return 1

@@ -7,14 +7,20 @@ value of a row is repeated in it.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import NoReturn
+from typing import Final, NoReturn
 
 import numpy as np
 
 from mlops.errors import DataError
 
 MAX_CLASSES = 10_000
+CHUNK_VALUES: Final = 2**22
+"""Most values that are converted and checked at once."""
+MAX_PADDED: Final = 2**31
+"""Most values (8 GiB) of sequences after padding."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -63,9 +69,10 @@ class Place:
             f"{self.where}: column {self.key!r}" if self.is_column else f"{self.where}: {self.key}"
         )
 
-    def at(self, bad: np.ndarray) -> str:
-        """Says where the first true element of `bad` is."""
-        index = ", ".join(str(i) for i in np.unravel_index(int(bad.argmax()), bad.shape))
+    def at(self, bad: np.ndarray, start: int = 0) -> str:
+        """Says where the first true element of `bad` is, whose first row is row `start`."""
+        row, *others = (int(i) for i in np.unravel_index(int(bad.argmax()), bad.shape))
+        index = ", ".join(str(i) for i in (start + row, *others))
         if self.is_column:
             return f"in row {index} (counting from 0, without the header)"
         return f"at {self.key}[{index}]"
@@ -80,23 +87,77 @@ class Place:
 
 
 def stored_rows(x: np.ndarray, place: Place) -> np.ndarray:
-    """Returns x as it is stored: uint8 as it is, all else as finite float32, in C order."""
+    """Returns x as it is stored: uint8 as it is, all else as finite float32, in C order.
+
+    It is x itself where nothing has to change, so that a memory map stays one. Else chunks are
+    converted into one new array.
+    """
     if x.dtype.kind not in "biuf":
         raise DataError(f"{place} is {_dtype(x)}; expected integers, floats or bools.")
     if x.dtype == np.uint8:
-        return np.ascontiguousarray(x)
-    with np.errstate(over="ignore"):
-        stored = x.astype("<f4", order="C")
-    bad = ~np.isfinite(stored)
-    if bad.any():
-        n_nan = int(np.isnan(stored).sum())
+        return x if x.flags.c_contiguous else np.ascontiguousarray(x)
+    stored = x if _is_as_stored(x) else np.empty(x.shape, "<f4")
+    n_nan = n_infinite = 0
+    first = ""
+    for start, values in _chunks(x):
+        with np.errstate(over="ignore"):
+            values = values.astype("<f4", copy=False)
+        bad = ~np.isfinite(values)
+        if bad.any():
+            first = first or place.at(bad, start)
+            n_nan += int(np.isnan(values).sum())
+            n_infinite += int(np.isinf(values).sum())
+        elif stored is not x:  # -0.0 becomes 0.0, so that equal rows have equal bytes
+            np.add(values, np.float32(0), out=stored[start : start + len(values)])
+    if first:
         raise DataError(
-            f"{place} has {n_nan} NaN and {int(bad.sum()) - n_nan} infinite values, the first "
-            f"{place.at(bad)}; expected finite numbers within float32 (3.4e38). "
-            "Drop or fill these rows."
+            f"{place} has {n_nan} NaN and {n_infinite} infinite values, the first {first}; "
+            "expected finite numbers within float32 (3.4e38). Drop or fill these rows."
         )
-    stored += np.float32(0)  # -0.0 becomes 0.0, so that equal rows have equal bytes
     return stored
+
+
+def _is_as_stored(x: np.ndarray) -> bool:
+    if x.dtype != np.dtype("<f4") or not x.flags.c_contiguous:
+        return False
+    return not any((values.view("<u4") == 0x80000000).any() for _, values in _chunks(x))  # -0.0
+
+
+def _chunks(x: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
+    """Yields x in slices of rows, each with the index of its first row."""
+    step = max(1, CHUNK_VALUES // max(1, math.prod(x.shape[1:])))
+    for start in range(0, len(x), step):
+        yield start, x[start : start + step]
+
+
+def cut_sequences(
+    steps: np.ndarray, lengths: np.ndarray, where: str
+) -> tuple[np.ndarray, bool, tuple[str, ...]]:
+    """Returns the x, ragged and notes of `Rows` whose sequences have these steps.
+
+    Args:
+        steps: (total steps, features), as stored; the steps of all sequences one after another.
+        lengths: (n,) int64 from 1 up, adding up to the total of steps.
+        where: What messages call the source.
+
+    Raises:
+        DataError: The longest sequence would make the others too long.
+    """
+    n, shortest, longest = len(lengths), int(lengths.min()), int(lengths.max())
+    if shortest == longest:
+        return steps.reshape(n, longest, -1), False, ()
+    if n * longest * (steps.shape[1] + 1) > MAX_PADDED:
+        raise DataError(
+            f"{where}: {n} sequences padded to the {longest} steps of the longest are more than "
+            f"2**31 values; half of them have {int(np.median(lengths))} steps or fewer. Cut the "
+            "longest ones, or leave them out."
+        )
+    is_step = np.arange(longest) < lengths[:, np.newaxis]
+    x = np.zeros((n, longest, steps.shape[1] + 1), "<f4")
+    x[..., :-1][is_step] = steps
+    x[..., -1] = is_step
+    note = f"{n} sequences of {shortest} to {longest} steps, padded to {longest} at their end."
+    return x, True, (note,)
 
 
 def flat_labels(y: np.ndarray, place: Place) -> np.ndarray:

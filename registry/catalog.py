@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from mlops.errors import MlopsError, choose, first_line
+from mlops.evaluation import CLASSIFIER_METRICS
 from mlops.mlflow_store import ensure_experiment, ensure_registered_model, upload
 from mlops.tracking import MODEL_PATH
 
@@ -43,6 +44,12 @@ class Candidate:
     objective: str
     value: float
     decision: str | None
+
+    @property
+    def metric(self) -> str:
+        """What a classifier is judged by on the test split: its study's objective there."""
+        name = self.objective.removeprefix("val_")
+        return name if name in CLASSIFIER_METRICS else CLASSIFIER_METRICS[0]
 
     @property
     def reference(self) -> str:

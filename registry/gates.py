@@ -133,19 +133,41 @@ def _compare(
     return gates
 
 
-def same_interface(one: ModelSpec, other: ModelSpec) -> bool:
-    """Tells whether clients of one model can use the other: what they send, and what they get."""
-    return (
-        (one.task, one.class_names) == (other.task, other.class_names)
-        and (one.input.kind, one.input.shape) == (other.input.kind, other.input.shape)
-        and (one.input.dtype, one.input.columns) == (other.input.dtype, other.input.columns)
+def same_interface(spec: ModelSpec, champion: ModelSpec) -> bool:
+    """Tells whether the champion's clients can use the other model: what they send and get.
+
+    Categories of a column may differ, since each model takes those it does not know; a value that
+    the champion lets clients leave out may be left out still; sequences may be longer.
+    """
+    one, other = spec.input, champion.input
+    if (spec.task, spec.class_names) != (champion.task, champion.class_names):
+        return False
+    if (one.kind, one.dtype, one.ragged) != (other.kind, other.dtype, other.ragged):
+        return False
+    if one.ragged:
+        return one.shape[1] == other.shape[1] and one.shape[0] >= other.shape[0]
+    if one.columns is None or other.columns is None:
+        return one.columns == other.columns and one.shape == other.shape
+    sorts = {column.name: (column.categories is None, column.missing) for column in one.columns}
+    return len(sorts) == len(other.columns) and all(
+        column.name in sorts
+        and sorts[column.name][0] == (column.categories is None)
+        and (column.missing == "refused" or sorts[column.name][1] != "refused")
+        for column in other.columns
     )
 
 
 def _interface(spec: ModelSpec) -> str:
     """What a client sees of a model, in one line for people."""
     rows = "x".join(str(size) for size in spec.input.shape)
-    named = "" if spec.input.columns is None else f" of {', '.join(spec.input.columns)}"
+    named = ""
+    if spec.input.columns is not None:
+        rows = str(len(spec.input.columns))
+        named = " of " + ", ".join(
+            f"{column.name} ({'number' if column.categories is None else 'category'}"
+            f"{'' if column.missing == 'refused' else ', may be missing'})"
+            for column in spec.input.columns
+        )
     answers = f"{len(spec.class_names)} classes" if spec.task == "classifier" else "anomaly scores"
     if spec.task == "classifier":
         names = json.dumps(spec.class_names)

@@ -75,8 +75,8 @@ def promote(
     Args:
         name: The model, as in `digits-classifier`.
         version: The candidate to decide on. By default the one with the best validation score among
-            those of the newest dataset that are not decided on; a candidate that scored no better
-            in validation than a promoted one of the same dataset is passed over.
+            those of the newest dataset and objective that are not decided on; one that scored no
+            better in validation than a promoted one of the same two is passed over.
         settings: Where things live; by default as the environment says.
         catalog: The registry to use; by default the one the settings name.
 
@@ -99,7 +99,8 @@ def promote(
             None if champion is None else champion.version,
             None,
             (),
-            "no candidate of the newest dataset is better in validation than what was decided on",
+            "no candidate of the newest dataset and objective is better in validation than what "
+            "was decided on",
         )
     if champion is not None and champion.candidate == candidate.reference:
         # Also what a crash between the alias and the note left behind.
@@ -128,8 +129,8 @@ def choose_candidate(candidates: list[Candidate], version: int | None) -> Candid
         raise MlopsError(
             f"{candidates[0].name}-candidates has no version {version}; expected one of {versions}."
         )
-    newest = candidates[0].dataset_fingerprint
-    same = [one for one in candidates if one.dataset_fingerprint == newest]
+    newest = (candidates[0].dataset_fingerprint, candidates[0].objective)
+    same = [one for one in candidates if (one.dataset_fingerprint, one.objective) == newest]
     to_beat = max((one.value for one in same if one.decision == "promoted"), default=None)
     open_ones = [
         one for one in same if one.decision is None and (to_beat is None or one.value > to_beat)
@@ -156,12 +157,12 @@ def _decide(
         return _reject(catalog, candidate, serving, refuse_structure(str(err)))
     dataset = open_dataset_store(settings.datasets_url).get(spec.dataset_fingerprint)
     try:
-        score = _score(folder, spec, dataset)
+        score = _score(folder, spec, dataset, candidate.metric)
     except ModelFailedError as err:
         return _reject(catalog, candidate, serving, refuse_answers(str(err)))
     evidence = Evidence((spec, score), None)
     if champion is not None:
-        rival = _score_champion(catalog, champion, spec, dataset, private)
+        rival = _score_champion(catalog, champion, spec, dataset, score.metric, private)
         evidence = Evidence((spec, score), rival)
     decision = decide(evidence)
     if decision.outcome == "rejected":
@@ -169,7 +170,8 @@ def _decide(
     release = catalog.open_release(candidate, spec.dataset_name)
     if not catalog.is_published(release):  # what was published is never written again
         write_statement(folder, release, spec, decision, champion)
-        catalog.publish(release, folder, {f"test_{score.metric}": score.value})
+        metrics = {f"test_{name}": value for name, value in score.values.items()}
+        catalog.publish(release, folder, metrics)
     catalog.set_champion(release)
     catalog.note_decision(candidate, "promoted", release)
     return Promotion(
@@ -183,7 +185,12 @@ def _decide(
 
 
 def _score_champion(
-    catalog: Catalog, champion: Release, spec: ModelSpec, dataset: Dataset, private: Path
+    catalog: Catalog,
+    champion: Release,
+    spec: ModelSpec,
+    dataset: Dataset,
+    metric: str,
+    private: Path,
 ) -> tuple[ModelSpec, Score | None] | None:
     """Scores the champion on a candidate's test rows, if it takes such rows.
 
@@ -198,7 +205,7 @@ def _score_champion(
         found = check_model_folder(folder)
         if not same_interface(found, spec):
             return found, None
-        return found, _score(folder, found, dataset)
+        return found, _score(folder, found, dataset, metric)
     except (StructureError, ModelFailedError):
         return None
 
@@ -216,8 +223,10 @@ class ModelFailedError(MlopsError):
     """A model does not answer the rows that it is scored on."""
 
 
-def _score(folder: Path, spec: ModelSpec, dataset: Dataset) -> Score:
+def _score(folder: Path, spec: ModelSpec, dataset: Dataset, metric: str) -> Score:
     """Scores a checked model folder on the stored test split, through its own scoring code.
+
+    The model is asked as a client asks it: categories by name, sequences without padding.
 
     Raises:
         ModelFailedError: it cannot be loaded, or a row has no finite answer.
@@ -225,14 +234,13 @@ def _score(folder: Path, spec: ModelSpec, dataset: Dataset) -> Score:
     from mlops.evaluation import chance_elbo, score_classifier, score_vae
     from mlops.packaging import load_model
 
-    rows, labels = dataset.part("test")
     try:
-        answers = load_model(folder).predict(rows)
+        answers = load_model(folder).predict(dataset.requests("test"))
     except Exception as err:
         first = str(err).strip().split("\n", 1)[0]
         raise ModelFailedError(first.split("; expected")[0].rstrip(".")) from err
     if spec.task == "classifier":
-        return score_classifier(answers, labels)
+        return score_classifier(answers, dataset.labels("test"), metric)
     assert spec.likelihood is not None
     return score_vae(answers, chance_elbo(dataset, spec.likelihood))
 

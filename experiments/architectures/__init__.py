@@ -24,22 +24,29 @@ from __future__ import annotations
 
 import importlib
 import sys
+import tempfile
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from optuna.distributions import (
     BaseDistribution,
+    CategoricalDistribution,
     check_distribution_compatibility,
     distribution_to_json,
+    json_to_distribution,
 )
 
-from mlops.errors import UsageError
+from experiments.config import BUILT_IN
+from mlops.errors import StructureError, UsageError, first_line
 from mlops.inputs import InputSpec, Kind
 
 if TYPE_CHECKING:
     import keras
+
+UNBALANCED_FROM = 1.5
+"""Rows of the largest class for one of the smallest, from which class weights are searched."""
 
 Params = dict[str, Any]
 Task = Literal["classifier", "vae"]
@@ -52,19 +59,19 @@ class Architecture(ABC):
         name: Short name; appears in the names of runs and studies.
         kinds: The kinds of data it takes.
         task: What its models answer: class probabilities, or an anomaly score.
-        objective: The metric a study maximises.
     """
 
     name: ClassVar[str]
     kinds: ClassVar[tuple[Kind, ...]]
     task: ClassVar[Task] = "classifier"
-    objective: ClassVar[str] = "val_accuracy"
 
     @abstractmethod
     def space(self, data: InputSpec) -> dict[str, BaseDistribution]:
         """Returns the search space: a distribution for each param.
 
-        The batch size is searched if `batch_size` is among them, and is 32 otherwise.
+        The batch size is searched if `batch_size` is among them, and is 32 otherwise. So is
+        `class_weight` ("none" or "balanced"), which a classifier gets unasked where the classes of
+        the training rows are unbalanced.
         """
 
     @abstractmethod
@@ -110,6 +117,20 @@ class Description:
     baseline: Params
     likelihood: str | None
 
+    def distributions(self) -> dict[str, BaseDistribution]:
+        """Returns the search space as Optuna has it."""
+        return {name: json_to_distribution(text) for name, text in self.space.items()}
+
+    def narrowed(self, space: dict[str, BaseDistribution]) -> Description:
+        """Returns the description with another space, and the baseline moved into it."""
+        from experiments.space import nearest
+
+        return replace(
+            self,
+            space={name: distribution_to_json(one) for name, one in space.items()},
+            baseline=nearest(space, self.baseline),
+        )
+
 
 def open_architecture(path: str) -> Architecture:
     """Returns an instance of `module:Class`.
@@ -145,11 +166,18 @@ def open_architecture(path: str) -> Architecture:
         raise UsageError(f"the architecture {path!r} cannot be made: {err}.") from err
 
 
-def describe(path: str, data: InputSpec) -> Description:
+def describe(path: str, data: InputSpec, class_counts: tuple[int, ...], metric: str) -> Description:
     """Describes an architecture for a dataset. Runs in a worker.
 
+    Args:
+        path: `module:Class`.
+        data: What one row is.
+        class_counts: Training rows of each class.
+        metric: What classifiers are compared by: one of `CLASSIFIER_METRICS`.
+
     Raises:
-        UsageError: it cannot be imported, or its baseline lies outside its space.
+        UsageError: it cannot be imported, its baseline lies outside its space, or what it builds
+            cannot be packaged.
     """
     architecture = open_architecture(path)
     left_out = None
@@ -159,18 +187,27 @@ def describe(path: str, data: InputSpec) -> Description:
         takes = " and ".join(f"{kind}s" for kind in architecture.kinds)
         left_out = f"takes {takes}, and this dataset holds {data.kind}s"
     else:
-        space, baseline = architecture.space(data), architecture.baseline(data)
+        space, baseline = dict(architecture.space(data)), dict(architecture.baseline(data))
         _check_baseline(path, space, baseline)
+        if path not in BUILT_IN.values():
+            check_packaging(architecture, path, data, len(class_counts))
+        if architecture.task == "classifier" and _are_unbalanced(class_counts):
+            space.setdefault("class_weight", CategoricalDistribution(["none", "balanced"]))
+            baseline.setdefault("class_weight", "none")
     return Description(
         path=path,
         name=architecture.name,
         task=architecture.task,
-        objective=architecture.objective,
+        objective="val_elbo" if architecture.task == "vae" else f"val_{metric}",
         left_out=left_out,
         space={name: distribution_to_json(one) for name, one in space.items()},
         baseline=baseline,
         likelihood=None if left_out else architecture.likelihood(data),
     )
+
+
+def _are_unbalanced(class_counts: tuple[int, ...]) -> bool:
+    return max(class_counts) >= UNBALANCED_FROM * min(class_counts)
 
 
 def _check_baseline(path: str, space: dict[str, BaseDistribution], baseline: Params) -> None:
@@ -184,3 +221,59 @@ def _check_baseline(path: str, space: dict[str, BaseDistribution], baseline: Par
                 f"the baseline of {path!r} lies outside its space: {name} is {baseline[name]!r}, "
                 f"the space is {distribution}."
             )
+
+
+def check_packaging(architecture: Architecture, path: str, data: InputSpec, n_classes: int) -> None:
+    """Builds and packages what the architecture makes, untrained.
+
+    That is its baseline, and the baseline with each other choice of each categorical param, since
+    a choice may bring a layer of its own.
+
+    Raises:
+        UsageError: it cannot be built, or a packaged model may not hold it; names the layer.
+    """
+    from mlops.packaging import ModelSpec, build_model_folder, save_network
+
+    spec = ModelSpec(
+        task=architecture.task,
+        architecture=architecture.name,
+        input=data,
+        class_names=tuple(map(str, range(n_classes))),
+        dataset_name="none",
+        dataset_fingerprint="none",
+        likelihood=architecture.likelihood(data),
+    )
+    for params in _variants(architecture.space(data), architecture.baseline(data)):
+        with tempfile.TemporaryDirectory(prefix="podium-") as scratch:
+            network = Path(scratch) / "network.keras"
+            try:
+                model = architecture.build(params, data, n_classes)
+                save_network(architecture.to_package(model), network)
+                build_model_folder(network, spec, Path(scratch) / "model")
+            except StructureError as err:
+                wrong = str(err).removesuffix(" The model is not loaded.")
+                wrong = wrong.removeprefix("network.keras ").removeprefix("data/model.keras ")
+                raise UsageError(
+                    f"the architecture {path!r} cannot be packaged with {_in_words(params)}: "
+                    f"{wrong} Use stock Keras layers only, so that every server can check and "
+                    "load the model."
+                ) from err
+            except Exception as err:
+                raise UsageError(
+                    f"the architecture {path!r} cannot be built with {_in_words(params)}: "
+                    f"{type(err).__name__}: {first_line(err)}"
+                ) from err
+
+
+def _variants(space: dict[str, BaseDistribution], baseline: Params) -> list[Params]:
+    """Returns the baseline, and the baseline with each other choice of each categorical param."""
+    found = [baseline]
+    for name, distribution in space.items():
+        if isinstance(distribution, CategoricalDistribution):
+            others = [one for one in distribution.choices if one != baseline[name]]
+            found += [{**baseline, name: other} for other in others]
+    return found
+
+
+def _in_words(params: Params) -> str:
+    return ", ".join(f"{name} {value}" for name, value in params.items()) or "no params"

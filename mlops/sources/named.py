@@ -7,6 +7,7 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from typing import Final
 
 import numpy as np
 
@@ -16,7 +17,14 @@ from mlops.settings import QUIET
 from mlops.sources.arrays import checked_arrays, read_arrays
 from mlops.sources.files import one_line
 
-KERAS = ("cifar10", "mnist", "fashion_mnist")
+CLASS_NAMES: Final = {
+    "cifar10": "airplane automobile bird cat deer dog frog horse ship truck".split(),
+    "fashion_mnist": [
+        *("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat"),
+        *("Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot"),
+    ],
+}
+"""What the labels 0 to 9 stand for; those of MNIST stand for themselves."""
 DOWNLOAD_TIMEOUT_S = 1800.0
 
 # A child, because `import keras.datasets` imports TensorFlow.
@@ -41,10 +49,29 @@ def read_keras(name: str) -> Rows:
         path = Path(folder, "rows.npz")
         _fetch_keras(name, path)
         with path.open("rb") as file:
-            x, labels, is_test = checked_arrays(read_arrays(file, name), name)
+            arrays = read_arrays(file, name)
+        return named_rows(name, f"keras.datasets.{name}", name, arrays)
+
+
+def named_rows(name: str, source: str, where: str, arrays: dict[str, np.ndarray]) -> Rows:
+    """Returns the rows of a named dataset: the same from Keras as from an archive.
+
+    Args:
+        name: cifar10, mnist or fashion_mnist.
+        source: For the record.
+        where: What messages call it.
+        arrays: x_train, y_train, x_test and y_test; labels are integers.
+    """
+    x, labels, is_test = checked_arrays(arrays, where)
     if x.ndim == 3:
         x = x[..., np.newaxis]
-    return Rows(name, f"keras.datasets.{name}", name, x, labels, is_test)
+    if name in CLASS_NAMES:
+        names = np.array(CLASS_NAMES[name])
+        Place(where, "y").refuse(
+            labels >= len(names), f"labels beyond its {len(names)} classes", ". Fetch it anew."
+        )
+        labels = names[labels]
+    return Rows(name, source, where, x, labels, is_test)
 
 
 def _fetch_keras(name: str, path: Path) -> None:
@@ -63,5 +90,6 @@ def _fetch_keras(name: str, path: Path) -> None:
     if failed:
         raise DataError(
             f"keras.datasets.{name} could not be fetched: {one_line(cause)}. Without a network, "
-            "save it elsewhere as .npz with x_train, y_train, x_test and y_test, and pass the path."
+            "name the folder of a local copy by --data-dir, or save it elsewhere as .npz with "
+            "x_train, y_train, x_test and y_test, and pass the path."
         )

@@ -1,4 +1,4 @@
-"""Rows from tables: CSV files."""
+"""Rows from tables: CSV and Parquet files, a row or a step of a sequence a line."""
 
 from __future__ import annotations
 
@@ -12,42 +12,71 @@ from typing import IO, Any
 import numpy as np
 
 from mlops.errors import DataError, UsageError
-from mlops.rows import Place, Rows, check_classes, checked_labels, stored_rows
+from mlops.rows import Place, Rows, check_classes, checked_labels
+from mlops.sources.columns import (
+    TO_NUMBERS,
+    Wrong,
+    is_numeric,
+    read_columns,
+    read_steps,
+    refuse_columns,
+)
 from mlops.sources.files import listed, one_line, open_file, safe_name
 from mlops.sources.reading import Reading
 
 
 def read_table(path: Path, reading: Reading) -> Rows:
-    """Reads a CSV file."""
+    """Reads a table, each column as numbers or as categories.
+
+    Numbers are numbers, bools (as 0 and 1), and text that says a number in every cell. Other text
+    is categories, and so is every column that `reading.categorical` names. A cell may be missing:
+    empty, null, NaN, and what pandas takes as such in a CSV file (NA, None, ...).
+
+    With `reading.sequence_id` the lines of one identifier are the steps of one sequence, in the
+    file's order; all columns but the label are numbers then.
+
+    Raises:
+        UsageError: An option names a column that is not there, or that cannot be what it says.
+        DataError: The file cannot be used.
+    """
     where = repr(str(path))
     with open_file(path) as file:
-        columns, frame = _read_frame(file, where)
-    label = _label_column(reading.label, columns, where)
-    features = tuple(column for column in columns if column != label)
+        read = _read_parquet if path.suffix.lower() == ".parquet" else _read_csv
+        columns, frame, notes = read(file, reading.categorical, where)
+    label = _check_options(reading, columns, where)
+    features = tuple(name for name in columns if name not in (label, reading.sequence_id))
     if not features:
-        raise DataError(f"{where} has no column beside the label {label!r}.")
+        beside = "" if reading.sequence_id is None else f" and {reading.sequence_id!r}"
+        raise DataError(f"{where} has no column beside the label {label!r}{beside}.")
     if len(frame) == 0:
         raise DataError(f"{where} has zero rows, only a header.")
-    x = np.empty((len(frame), len(features)), "<f4")
-    for i, column in enumerate(features):
-        x[:, i] = _feature(frame[column], Place(where, column, is_column=True))
-    place = Place(where, label, is_column=True)
-    y = frame[label]
-    # "None" and "NA" count as missing, although one may be a class: a loud mistake is the better.
-    place.refuse(
-        y.isna().to_numpy(),
-        "missing labels",
-        ". Drop these rows, or give their class another name.",
-    )
-    labels = checked_labels(
-        y.to_numpy() if _is_numeric(y) else np.array([str(value) for value in y]), place
-    )
-    check_classes(labels, place)
-    return Rows(safe_name(path), path.name, where, x, labels, columns=features)
+    labels = _labels(frame[label], Place(where, label, is_column=True))
+    if reading.sequence_id is None:
+        x, categories = read_columns(frame, features, reading.categorical, where)
+        return Rows(
+            safe_name(path),
+            path.name,
+            where,
+            x,
+            labels,
+            columns=features,
+            categories=categories,
+            notes=notes,
+        )
+    sequence, step = _sequences(frame[reading.sequence_id], where, reading.sequence_id)
+    first = _one_label_each(sequence, labels, Place(where, label, is_column=True))
+    x = read_steps(frame, features, where)
+    x, ragged, notes = _padded(x, sequence, step)
+    return Rows(safe_name(path), path.name, where, x, labels[first], ragged=ragged, notes=notes)
 
 
-def _read_frame(file: IO[bytes], where: str) -> tuple[list[str], Any]:
-    """Returns the names of the columns, and a pandas DataFrame that has just these."""
+# Files
+
+
+def _read_csv(
+    file: IO[bytes], categorical: tuple[str, ...], where: str
+) -> tuple[list[str], Any, tuple[str, ...]]:
+    """Returns the names of the columns, a DataFrame that has just these, and notes."""
     import pandas as pd
 
     try:
@@ -60,7 +89,8 @@ def _read_frame(file: IO[bytes], where: str) -> tuple[list[str], Any]:
             warnings.simplefilter("error", pd.errors.ParserWarning)
             # index_col: else a row longer than the header turns the first column into an index.
             # low_memory: else the type of a column may change from block to block.
-            return columns, pd.read_csv(text, index_col=False, low_memory=False)
+            frame = pd.read_csv(text, index_col=False, low_memory=False)
+        return columns, frame, _keep_zeros(text, frame, categorical)
     except UnicodeDecodeError as err:
         raise DataError(
             f"{where} is not UTF-8 text ({err.reason} at byte {err.start}). Save it as UTF-8."
@@ -70,6 +100,72 @@ def _read_frame(file: IO[bytes], where: str) -> tuple[list[str], Any]:
             f"{where} is not a table: {one_line(err)}. Give every row as many values as the "
             "header has names."
         ) from err
+
+
+def _keep_zeros(text: io.StringIO, frame: Any, categorical: tuple[str, ...]) -> tuple[str, ...]:
+    """Puts the text of codes such as 01234, which pandas reads as numbers, into the frame."""
+    import pandas as pd
+
+    notes = []
+    for name in categorical:
+        if name not in frame or not is_numeric(frame[name]):
+            continue
+        text.seek(0)
+        codes = pd.read_csv(text, index_col=False, usecols=[name], dtype=str)[name]
+        if codes.str.match(r"\s*[+-]?0\d").any():
+            frame[name] = codes
+            notes.append(f"Column {name!r} keeps its leading zeros; send it as text.")
+    return tuple(notes)
+
+
+def _read_parquet(
+    file: IO[bytes], categorical: tuple[str, ...], where: str
+) -> tuple[list[str], Any, tuple[str, ...]]:
+    """Returns the names of the columns, a DataFrame that has just these, and no notes."""
+    import pyarrow.parquet as pq
+
+    start = file.read(4)
+    file.seek(0)
+    if not start:
+        raise DataError(f"{where} is empty; expected a Parquet file. Save it with to_parquet.")
+    if start != b"PAR1":
+        raise DataError(f"{where} is not a Parquet file. Save it with to_parquet.")
+    try:
+        table = pq.ParquetFile(file, page_checksum_verification=True).read()
+        index = (table.schema.pandas_metadata or {}).get("index_columns", ())
+        columns = [name for name in table.column_names if name not in index]
+        _check_header(columns, where)
+        table = table.select(columns)
+        refuse_columns(_of_other_types(table), where)
+        return columns, table.to_pandas(ignore_metadata=True), ()
+    except DataError:
+        raise
+    except Exception as err:  # a damaged file fails in a dozen ways
+        raise DataError(
+            f"{where} is truncated or damaged ({one_line(err)}). Save it anew."
+        ) from err
+
+
+def _of_other_types(table: Any) -> list[Wrong]:
+    """Returns the columns that hold neither numbers nor bools nor text."""
+    import pyarrow.types as pt
+
+    known = (
+        pt.is_integer,
+        pt.is_floating,
+        pt.is_boolean,
+        pt.is_string,
+        pt.is_large_string,
+        pt.is_string_view,
+        pt.is_null,
+    )
+    wrong = []
+    for field in table.schema:
+        held = field.type.value_type if pt.is_dictionary(field.type) else field.type
+        if not any(is_known(held) for is_known in known):
+            what = f"is of type {str(held)[:60]}; expected numbers, bools or text"
+            wrong.append(Wrong(field.name, what, TO_NUMBERS))
+    return wrong
 
 
 def _check_header(columns: list[str], where: str) -> None:
@@ -85,33 +181,109 @@ def _check_header(columns: list[str], where: str) -> None:
         raise DataError(f"{where} has columns of the same name: {listed(twice)}. Rename them.")
 
 
-def _label_column(label: str | None, columns: list[str], where: str) -> str:
+# Options
+
+
+def _check_options(reading: Reading, columns: list[str], where: str) -> str:
+    """Returns the label; every column that an option names is there, and named once."""
+    label, sequence_id = reading.label, reading.sequence_id
     if label is None:
         raise UsageError(f"{where} needs --label COLUMN; expected one of {listed(columns)}.")
-    if label in columns:
-        return label
-    near = difflib.get_close_matches(label, columns, n=1, cutoff=0.5)
+    _check_column(label, "--label", columns, where)
+    if sequence_id is not None:
+        _check_column(sequence_id, "--sequence-id", columns, where)
+    for name in reading.categorical:
+        _check_column(name, "--categorical", columns, where)
+    if sequence_id == label:
+        raise UsageError(f"{where}: column {label!r} is both --label and --sequence-id. Name two.")
+    if label in reading.categorical:
+        raise UsageError(
+            f"{where}: column {label!r} is the label, whose values are classes anyhow. Leave it "
+            "out of --categorical."
+        )
+    if sequence_id is not None and reading.categorical:
+        raise UsageError(
+            f"{where}: the steps of a sequence are numbers. Leave out --categorical, or "
+            "--sequence-id."
+        )
+    return label
+
+
+def _check_column(name: str, option: str, columns: list[str], where: str) -> None:
+    if name in columns:
+        return
+    near = difflib.get_close_matches(name, columns, n=1, cutoff=0.5)
     hint = f" Did you mean {near[0]!r}?" if near else ""
     if len(columns) == 1:
         hint = " Are the values separated by commas?"
     raise UsageError(
-        f"{where} has no column {label!r} for --label; expected one of {listed(columns)}.{hint}"
+        f"{where} has no column {name!r} for {option}; expected one of {listed(columns)}.{hint}"
     )
 
 
-def _feature(series: Any, place: Place) -> np.ndarray:
+# Labels and sequences
+
+
+def _labels(y: Any, place: Place) -> np.ndarray:
+    # "None" and "NA" count as missing, although one may be a class: a loud mistake is the better.
+    place.refuse(
+        y.isna().to_numpy(),
+        "missing labels",
+        ". Drop these rows, or give their class another name.",
+    )
+    values = y.to_numpy() if is_numeric(y) else np.array([str(value) for value in y])
+    labels = checked_labels(values, place)
+    check_classes(labels, place)
+    return labels
+
+
+def _sequences(ids: Any, where: str, name: str) -> tuple[np.ndarray, np.ndarray]:
+    """Returns for each line the sequence it belongs to, in order of appearance, and its step."""
     import pandas as pd
 
-    place.refuse(series.isna().to_numpy(), "missing values", ". Drop or fill these rows.")
-    if not _is_numeric(series):
-        series = pd.to_numeric(series, errors="coerce")
-        place.refuse(
-            series.isna().to_numpy(),
-            "values that are not numeric",
-            ". Encode this column as numbers, or leave it out.",
+    place = Place(where, name, is_column=True)
+    place.refuse(ids.isna().to_numpy(), "missing values", ". Say which sequence each line is of.")
+    sequence = pd.factorize(ids)[0]
+    lengths = np.bincount(sequence)
+    if lengths.max() == 1:
+        raise DataError(
+            f"{place} is another in every line, so that no sequence has two steps. Leave out "
+            "--sequence-id, or name the column that is equal in all lines of a sequence."
         )
-    return stored_rows(series.to_numpy(), place)
+    order = np.argsort(sequence, kind="stable")
+    step = np.empty_like(sequence)
+    step[order] = np.arange(len(order)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
+    return sequence, step
 
 
-def _is_numeric(series: Any) -> bool:
-    return isinstance(series.dtype, np.dtype) and series.dtype.kind in "biuf"
+def _one_label_each(sequence: np.ndarray, labels: np.ndarray, place: Place) -> np.ndarray:
+    """Returns the first line of each sequence; its label is that of all its lines."""
+    first = np.unique(sequence, return_index=True)[1]
+    differs = labels != labels[first][sequence]
+    if differs.any():
+        mixed = np.unique(sequence[differs])
+        begins = np.zeros(len(labels), bool)
+        begins[first[mixed]] = True
+        raise DataError(
+            f"{place} changes within a sequence: in {len(mixed)} of {len(first)} sequences, the "
+            f"first of which begins {place.at(begins)}; expected one label a sequence. Correct "
+            "these lines, or give these sequences other identifiers."
+        )
+    check_classes(labels[first], place)
+    return first
+
+
+def _padded(
+    x: np.ndarray, sequence: np.ndarray, step: np.ndarray
+) -> tuple[np.ndarray, bool, tuple[str, ...]]:
+    """Returns lines as sequences; where lengths differ padded, with one more feature: see Rows."""
+    lengths = np.bincount(sequence)
+    n, shortest, longest = len(lengths), int(lengths.min()), int(lengths.max())
+    ragged = shortest < longest
+    rows = np.zeros((n, longest, x.shape[1] + ragged), "<f4")
+    rows[sequence, step, : x.shape[1]] = x
+    if not ragged:
+        return rows, False, ()
+    rows[sequence, step, -1] = 1.0
+    note = f"{n} sequences of {shortest} to {longest} steps, padded to {longest} at their end."
+    return rows, True, (note,)

@@ -4,12 +4,15 @@ import dataclasses
 import json
 import math
 from pathlib import Path
+from typing import Any
 
 import keras
 import numpy as np
 import pytest
+from optuna.distributions import BaseDistribution, CategoricalDistribution
 
-from experiments.architectures import describe, open_architecture
+from experiments.architectures import Architecture, describe, open_architecture
+from experiments.architectures.preprocessing import compile_classifier, scaled_input
 from experiments.architectures.vae import EVALUATION_SEED
 from experiments.config import BUILT_IN
 from mlops.errors import UsageError
@@ -34,6 +37,7 @@ SHAPES = {
     ),
     "sequence": InputSpec("sequence", (5, 2), "float32", None, -1.0, 9.0, (0.0, 3.0), (1.0, 2.0)),
 }
+EVEN = (30, 30, 30, 30)
 CASES = [
     (name, shape)
     for name, path in BUILT_IN.items()
@@ -65,17 +69,17 @@ def test_it_builds_on_every_shape_it_takes_and_can_be_packaged(
 
 @pytest.mark.parametrize(("name", "shape"), CASES)
 def test_its_description_is_data(name: str, shape: str) -> None:
-    description = describe(BUILT_IN[name], SHAPES[shape])
+    description = describe(BUILT_IN[name], SHAPES[shape], EVEN, "accuracy")
     assert description.left_out is None
     assert set(description.space) == set(description.baseline)
     json.dumps(dataclasses.asdict(description))
 
 
 def test_data_it_does_not_take_is_left_out_with_the_reason() -> None:
-    assert describe(BUILT_IN["cnn"], SHAPES["table"]).left_out == (
+    assert describe(BUILT_IN["cnn"], SHAPES["table"], EVEN, "accuracy").left_out == (
         "takes images, and this dataset holds tables"
     )
-    assert describe(BUILT_IN["rnn"], SHAPES["table"]).left_out is not None
+    assert describe(BUILT_IN["rnn"], SHAPES["table"], EVEN, "accuracy").left_out is not None
 
 
 def layers_of(model: keras.Model) -> list[str]:
@@ -175,4 +179,72 @@ def test_the_vae_agrees_with_the_formulas_in_numpy(shape: str) -> None:
 )
 def test_what_is_no_architecture_is_refused_in_a_sentence(path: str, fragment: str) -> None:
     with pytest.raises(UsageError, match=fragment):
-        describe(path, IMAGE)
+        describe(path, IMAGE, EVEN, "accuracy")
+
+
+def test_class_weights_are_searched_where_classes_are_unbalanced_and_only_there() -> None:
+    even = describe(BUILT_IN["dnn"], IMAGE, (30, 21), "accuracy")
+    odd = describe(BUILT_IN["dnn"], IMAGE, (30, 20), "macro_f1")
+    assert "class_weight" not in even.space
+    assert odd.baseline["class_weight"] == "none" and odd.objective == "val_macro_f1"
+    assert set(odd.space) == set(odd.baseline)
+    vae = describe(BUILT_IN["vae"], IMAGE, (90, 10), "macro_f1")
+    assert "class_weight" not in vae.space and vae.objective == "val_elbo"
+
+
+class Doubled(keras.layers.Layer):
+    def call(self, x: Any) -> Any:
+        return 2 * x
+
+
+class Own(Architecture):
+    name = "own"
+    kinds = ("image",)
+
+    def space(self, data: InputSpec) -> dict[str, BaseDistribution]:
+        return {"extra": CategoricalDistribution(["none", "double"])}
+
+    def baseline(self, data: InputSpec) -> dict[str, Any]:
+        return {"extra": "none"}
+
+    def build(self, params: dict[str, Any], data: InputSpec, n_classes: int) -> keras.Model:
+        inputs, x = scaled_input(data)
+        if params["extra"] == "double":
+            x = Doubled(name="twice")(x)
+        logits = keras.layers.Dense(n_classes)(keras.layers.Flatten()(x))
+        return compile_classifier(keras.Model(inputs, logits), 0.001)
+
+
+class Flat(Own):
+    def space(self, data: InputSpec) -> dict[str, BaseDistribution]:
+        return {}
+
+    def baseline(self, data: InputSpec) -> dict[str, Any]:
+        return {}
+
+    def build(self, params: dict[str, Any], data: InputSpec, n_classes: int) -> keras.Model:
+        return super().build({"extra": "none"}, data, n_classes + 1)
+
+
+class Broken(Flat):
+    def build(self, params: dict[str, Any], data: InputSpec, n_classes: int) -> keras.Model:
+        raise KeyError("depth")
+
+
+@pytest.mark.parametrize(
+    ("name", "fragments"),
+    [
+        # The layer that cannot be packaged comes with one choice only.
+        ("Own", ("cannot be packaged with extra double", "layer 'twice'", "Doubled", "stock")),
+        ("Flat", ("cannot be packaged with no params", "a softmax over 4 classes")),
+        ("Broken", ("cannot be built with no params: KeyError: 'depth'",)),
+    ],
+)
+def test_an_own_architecture_that_cannot_be_served_is_refused_before_it_is_trained(
+    name: str, fragments: tuple[str, ...]
+) -> None:
+    with pytest.raises(UsageError) as caught:
+        describe(f"{__name__}:{name}", IMAGE, EVEN, "accuracy")
+    for fragment in fragments:
+        assert fragment in str(caught.value)
+    assert "not loaded" not in str(caught.value)

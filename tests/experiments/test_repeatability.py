@@ -19,7 +19,9 @@ from tests.experiments.test_sweep import Notes
 
 ALONE = """
 import json, sys
-from experiments.trial import open_architecture, set_up_process, train
+from experiments.architectures import open_architecture
+from experiments.training import train
+from experiments.trial import set_up_process
 
 set_up_process(threads=1)
 from mlops.data import load_dataset

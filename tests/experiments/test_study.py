@@ -2,25 +2,27 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
-from optuna.distributions import FloatDistribution, distribution_to_json
+from optuna.distributions import (
+    CategoricalDistribution,
+    FloatDistribution,
+    IntDistribution,
+    distribution_to_json,
+)
 from optuna.trial import TrialState
 
 from experiments.architectures import Description
 from experiments.config import SweepConfig
+from experiments.finals import Finals
 from experiments.storage import open_storage
-from experiments.study import (
-    MAX_ATTEMPTS,
-    Search,
-    find_studies,
-    is_locked,
-    lock_sweep,
-    open_search,
-    reopen_search,
-)
+from experiments.studies import find_studies, is_locked, lock_sweep, request_stop
+from experiments.study import MAX_ATTEMPTS, Search, open_search, reopen_search
 from experiments.trial import TrialResult
 from mlops.errors import MlopsError, UsageError
 
@@ -45,16 +47,24 @@ def complete(value: float) -> TrialResult:
 def opener(tmp_path: Path) -> Opener:
     url = f"sqlite:///{tmp_path / 'deep' / 'studies.db'}"
 
-    def open_it(trials: int = 3, seed: int = 0, fingerprint: str = "f", key: str = "k") -> Search:
+    def open_it(
+        trials: int = 3,
+        seed: int = 0,
+        fingerprint: str = "f",
+        key: str = "k",
+        name: str = "s-thing",
+        description: Description = DESCRIPTION,
+        **options: Any,
+    ) -> Search:
         attrs = {
-            "sweep": "s",
+            "sweep": name.split("-")[0],
             "home": "here:/home",
             "architecture_path": "module:Thing",
             "config_fingerprint": fingerprint,
             "run_key": key,
         }
-        config = SweepConfig(trials=trials, seed=seed)
-        return open_search(open_storage(url), "s-thing", DESCRIPTION, config, attrs)
+        config = SweepConfig(trials=trials, seed=seed, **options)
+        return open_search(open_storage(url), name, description, config, attrs)
 
     return open_it
 
@@ -251,3 +261,189 @@ def test_one_driver_a_sweep(tmp_path: Path) -> None:
         ):
             pass
     assert not is_locked(tmp_path, "s")
+
+
+def test_a_value_of_zero_is_better_than_a_negative_one(opener: Opener) -> None:
+    search = opener()
+    finish(search, -1.0)
+    number = finish(search, 0.0)
+    best = search.best()
+    assert best is not None and best.number == number
+
+
+GRID = dataclasses.replace(
+    DESCRIPTION,
+    space={
+        "n": distribution_to_json(IntDistribution(1, 3)),
+        "kind": distribution_to_json(CategoricalDistribution(["a", "b"])),
+    },
+    baseline={"n": 1, "kind": "a"},
+)
+
+
+def test_a_grid_is_walked_once_through_whatever_interrupts_it_and_ends(opener: Opener) -> None:
+    cells = []
+    for _ in range(2):  # the second driver goes on where the first one died
+        search = opener(trials=50, description=GRID, sampler="grid")
+        search.recover()
+        for _ in range(3):
+            ask = search.ask()
+            assert ask is not None
+            cells.append((ask.params["n"], ask.params["kind"]))
+            search.tell(ask.number, complete(0.5))
+    assert sorted(cells) == [(n, kind) for n in (1, 2, 3) for kind in "ab"]
+    assert search.ask() is None
+    assert search.has_enough
+
+
+def test_a_cell_of_the_grid_whose_worker_died_is_tried_again(opener: Opener) -> None:
+    search = opener(trials=50, description=GRID, sampler="grid")
+    first = search.ask()
+    assert first is not None
+    search.retry(first.number, "killed", charge=True)
+    seen = []
+    while (ask := search.ask()) is not None:
+        seen.append(tuple(sorted(ask.params.items())))
+        search.tell(ask.number, complete(0.5))
+    assert len(seen) == len(set(seen)) == 6
+
+
+@pytest.mark.parametrize("sampler", ["tpe", "random", "cmaes"])
+def test_each_sampler_proposes_the_same_again_after_an_interruption(
+    opener: Opener, sampler: str
+) -> None:
+    both = dataclasses.replace(
+        DESCRIPTION,
+        space={
+            "x": distribution_to_json(FloatDistribution(0.0, 1.0)),
+            "y": distribution_to_json(FloatDistribution(1e-3, 1.0, log=True)),
+            "kind": distribution_to_json(CategoricalDistribution(["a", "b"])),
+        },
+        baseline={"x": 0.5, "y": 0.1, "kind": "a"},
+    )
+
+    def proposals(name: str, n_sessions: int) -> list[Any]:
+        found = []
+        for _ in range(n_sessions):
+            search = opener(trials=24, description=both, sampler=sampler, name=name)
+            for _ in range(24 // n_sessions):
+                ask = search.ask()
+                assert ask is not None
+                found.append(ask.params)
+                search.tell(ask.number, complete(-((ask.params["x"] - 0.6) ** 2)))
+        return found
+
+    whole = proposals("whole-thing", 1)
+    assert proposals("parts-thing", 3) == whole
+    assert len({params["x"] for params in whole}) > 20
+
+
+def test_a_warm_start_takes_what_fits_the_space_best_first(opener: Opener) -> None:
+    earlier = opener(trials=9, name="old-thing", sampler="random")
+    values = []
+    for _ in range(9):
+        ask = earlier.ask()
+        assert ask is not None
+        values.append(ask.params["x"])
+        earlier.tell(ask.number, complete(ask.params["x"]))
+    narrowed = dataclasses.replace(
+        DESCRIPTION,
+        space={
+            "x": distribution_to_json(FloatDistribution(0.0, sorted(values)[-2])),
+            "new": distribution_to_json(IntDistribution(1, 5)),
+        },
+        baseline={"x": 0.1, "new": 3},
+    )
+    search = opener(trials=9, name="new-thing", description=narrowed, warm_start="old")
+    asked = [search.ask() for _ in range(6)]
+    expected = [*sorted(values, reverse=True)[1:6], 0.1]
+    assert [ask.params for ask in asked if ask] == [{"x": x, "new": 3} for x in expected]
+
+
+def test_an_existing_study_with_another_space_is_refused(opener: Opener) -> None:
+    opener()
+    wider = dataclasses.replace(
+        DESCRIPTION, space={"x": distribution_to_json(FloatDistribution(0.0, 2.0))}
+    )
+    with pytest.raises(UsageError, match=r"searches another space .* differ in: x"):
+        opener(description=wider)
+
+
+def test_a_stop_is_heard_and_is_over_for_the_next_driver(opener: Opener) -> None:
+    search = opener()
+    assert not search.stop_requested
+    request_stop(search.study._storage, "s")
+    assert search.stop_requested
+    assert not opener().stop_requested
+
+
+def final_result(value: float) -> TrialResult:
+    return TrialResult("complete", value, 3, "00", saved=True)
+
+
+def test_the_median_of_the_seeds_is_chosen_and_a_refit_repeats_it(opener: Opener) -> None:
+    search = opener(trials=1, seeds=4, refit=True)
+    finals = Finals(search)
+    assert finals.pending() == [] and finals.chosen() is None
+    ask = search.ask()
+    assert ask is not None
+    search.set_run_key(ask, "trial")
+    search.tell(ask.number, complete(0.9))
+    pending = finals.pending()
+    assert [final.name for final in pending] == ["seed-00", "seed-01", "seed-02", "seed-03"]
+    assert len({ask.seed, *(final.seed for final in pending)}) == 5
+    for final, value in zip(pending, (0.7, 0.8, 0.9, 0.6), strict=True):
+        finals.begin(final, final.name)
+        finals.note(final, final.name, final_result(value))
+    chosen = finals.chosen()
+    assert chosen is not None
+    assert (chosen.name, chosen.run_key, chosen.value) == ("seed-00", "seed-00", 0.7)
+    (refit,) = finals.pending()
+    assert (refit.kind, refit.seed, refit.epochs) == ("refit", pending[0].seed, 4)
+    finals.note(refit, "refit", TrialResult("complete", None, None, "00", saved=True))
+    chosen = finals.chosen()
+    assert chosen is not None
+    assert (chosen.name, chosen.run_key, chosen.value) == ("refit", "refit", 0.7)
+    assert finals.pending() == []
+
+
+def test_the_interval_over_seeds_is_students(opener: Opener) -> None:
+    from scipy import stats
+
+    search = opener(trials=1, seeds=3)
+    finish(search)
+    finals = Finals(search)
+    values = [0.7, 0.8, 0.85]
+    for final, value in zip(finals.pending(), values, strict=True):
+        finals.note(final, final.name, final_result(value))
+    summary = finals.summary()
+    assert summary is not None
+    low, high = stats.t.interval(0.95, 2, np.mean(values), stats.sem(values))
+    assert (summary.low, summary.high) == (pytest.approx(low), pytest.approx(high))
+
+
+def test_finals_are_found_again_and_begin_anew_for_a_better_trial(opener: Opener) -> None:
+    search = opener(trials=1, seeds=2)
+    finish(search, 0.5)
+    first, second = Finals(search).pending()
+    Finals(search).begin(first, "first")
+    Finals(search).note(first, "first", final_result(0.5))
+    Finals(search).begin(second, "second")
+    again = Finals(opener(trials=1, seeds=2))
+    assert again.left_behind() == ["second"]
+    assert [final.name for final in again.pending()] == ["seed-01"]
+    longer = opener(trials=2, seeds=2)
+    finish(longer, 0.6)
+    assert len(Finals(longer).pending()) == 2
+
+
+def test_a_seed_that_failed_is_not_the_candidate(opener: Opener) -> None:
+    search = opener(trials=1, seeds=2)
+    number = finish(search, 0.5)
+    finals = Finals(search)
+    one, other = finals.pending()
+    finals.note(one, "one", TrialResult("failed", None, None, None, reason="killed"))
+    finals.note(other, "other", final_result(0.4))
+    chosen = finals.chosen()
+    assert chosen is not None and (chosen.name, number) == ("seed-01", 0)
+    assert finals.summary() is None

@@ -21,8 +21,12 @@ import pytest
 from experiments import run_sweep
 from experiments.cluster import Cluster
 from experiments.config import SweepConfig
+from experiments.config_file import load_config, read_options
+from experiments.storage import open_storage
+from experiments.studies import request_stop
 from experiments.study import Tally
 from mlops.errors import DataError, UsageError
+from mlops.inputs import Column
 from mlops.mlflow_store import open_client
 from mlops.packaging import check_model_folder
 from mlops.settings import Settings
@@ -95,7 +99,7 @@ def test_all_four_architectures_leave_complete_runs_and_candidates(
         assert tags["mlops.dataset_fingerprint"].startswith(dataset.digest)
     for run in parents:
         names = {item.path for item in client.list_artifacts(run.info.run_id)}
-        assert {"sweep.json", "trials.csv", "summary.json", "optimization_history.png"} <= names
+        assert {"sweep.toml", "trials.csv", "summary.json", "optimization_history.png"} <= names
         assert run.data.tags["mlops.n_complete"] == "2"
 
     by_name = {study.architecture: study for study in result.studies}
@@ -186,7 +190,7 @@ def test_a_trial_whose_worker_is_killed_is_tried_again_in_a_run_of_its_own(
         journal = tracking.settings.home / "journal"
         deadline = time.monotonic() + 120
         while time.monotonic() < deadline and not killed:
-            for path in journal.glob("killed-*/*-trial*.journal"):
+            for path in journal.glob("killed-*/*dnn-*.journal"):
                 if b'"metrics"' in path.read_bytes():
                     killed.append(int(path.stem.split("-")[-1]))
                     psutil.Process(killed[0]).kill()
@@ -236,7 +240,7 @@ def test_a_users_csv_becomes_a_model_that_knows_its_columns(
     assert best is not None
     folder = client.download_artifacts(best.run_id, "model", str(tmp_path))
     spec = check_model_folder(Path(folder))
-    assert spec.input.columns == ("width", "height")
+    assert spec.input.columns == (Column("width"), Column("height"))
     assert spec.class_names == ("tall", "wide")
 
 
@@ -380,3 +384,134 @@ def test_ctrl_c_ends_cleanly_and_the_same_command_finishes_the_sweep(
     counted = [run for run in children if "mlops.interrupted" not in run.data.tags]
     assert len(counted) == 4
     assert before <= {run.info.run_id for run in counted}
+
+
+def test_the_resolved_config_is_an_artifact_that_can_be_fed_back_as_it_is(
+    tracking: Tracking, workers: Cluster, client: Any, tmp_path: Path
+) -> None:
+    config = dataclasses.replace(
+        QUICK,
+        experiment="narrowed",
+        fix=("batch_size=64",),
+        space={"dnn": {"units": {"low": 32, "high": 64}, "dropout": [0.0, 0.1]}},
+        sampler="random",
+        trials=3,
+    )
+    result = run_sweep(config, settings=tracking.settings, cluster=workers, progress=Notes())
+    parents, children = runs_of(client, result.sweep_id)
+    for run in children:
+        params = run.data.params
+        assert params["batch_size"] == "64"
+        assert 32 <= int(params["units"]) <= 64
+        assert params["dropout"] in ("0.0", "0.1")
+    path = client.download_artifacts(parents[0].info.run_id, "sweep.toml", str(tmp_path))
+    fed = read_options(load_config(Path(path)), "sweep.toml")
+    assert fed.resolved() == config.resolved()
+    assert fed.fingerprints("f") == config.fingerprints("f")
+    # The same again, and so: the same sweep, which is done.
+    named = dataclasses.replace(fed, study=result.sweep_id)
+    assert run_sweep(named, settings=tracking.settings, progress=Notes()).studies == result.studies
+
+
+def test_all_that_is_wrong_with_a_space_is_said_at_once_and_no_run_is_made(
+    tracking: Tracking, workers: Cluster, client: Any
+) -> None:
+    config = dataclasses.replace(
+        QUICK,
+        experiment="wrong",
+        fix=("lerning_rate=0.1",),
+        space={"dnn": {"unit": 32, "dropout": {"low": 0.6}}},
+    )
+    with pytest.raises(UsageError) as caught:
+        run_sweep(config, settings=tracking.settings, cluster=workers, progress=Notes())
+    for fragment in ("did you mean 'learning_rate'?", "did you mean 'units'?", "[space.dnn] drop"):
+        assert fragment in str(caught.value)
+    assert client.get_experiment_by_name("wrong") is None
+
+
+def test_a_warm_start_tries_the_best_of_an_earlier_sweep_first(
+    tracking: Tracking, workers: Cluster, client: Any
+) -> None:
+    config = dataclasses.replace(QUICK, experiment="cold", seed=21)
+    cold = run_sweep(config, settings=tracking.settings, cluster=workers, progress=Notes())
+    warm = dataclasses.replace(config, experiment="warm", seed=22, warm_start=cold.sweep_id)
+    result = run_sweep(warm, settings=tracking.settings, cluster=workers, progress=Notes())
+    (best,) = [study.best for study in cold.studies]
+    _, children = runs_of(client, result.sweep_id)
+    first = next(run for run in children if run.data.tags["mlops.trial"] == "0")
+    assert best is not None
+    assert {name: first.data.params[name] for name in best.params} == {
+        name: str(value) for name, value in best.params.items()
+    }
+    nowhere = dataclasses.replace(config, warm_start=cold.sweep_id + "x")
+    with pytest.raises(UsageError, match=f"did you mean '{cold.sweep_id}'"):
+        run_sweep(nowhere, settings=tracking.settings, progress=Notes())
+
+
+def test_the_candidate_is_the_refit_of_the_median_of_fresh_seeds(
+    tracking: Tracking, workers: Cluster, client: Any, tmp_path: Path
+) -> None:
+    config = dataclasses.replace(
+        QUICK, experiment="finals", seeds=3, refit=True, objective="macro_f1"
+    )
+    result = run_sweep(config, settings=tracking.settings, cluster=workers, progress=Notes())
+    (study,) = result.studies
+    assert study.objective == "val_macro_f1"
+    assert study.seeds is not None and study.seeds.n == 3
+    assert study.seeds.low <= study.seeds.mean <= study.seeds.high
+    parents, children = runs_of(client, result.sweep_id)
+    seeds = [run for run in children if run.data.tags.get("mlops.final") == "seed"]
+    (refit,) = [run for run in children if run.data.tags.get("mlops.final") == "refit"]
+    assert len(children) == 2 + 3 + 1
+    assert study.best is not None and study.candidate is not None
+    for run in (*seeds, refit):
+        assert run.info.status == "FINISHED"
+        assert run.data.tags["mlflow.parentRunId"] == parents[0].info.run_id
+        assert run.data.params["units"] == str(study.best.params["units"])
+    used = {run.data.tags["mlops.seed"] for run in children if run is not refit}
+    assert len(used) == 5  # no seed of the search is used again
+    ranked = sorted(seeds, key=lambda run: run.data.metrics["best_val_macro_f1"])
+    assert refit.data.tags["mlops.seed"] == ranked[1].data.tags["mlops.seed"]
+    n_epochs = int(ranked[1].data.metrics["best_epoch"]) + 1
+    assert refit.data.tags["mlops.epochs"] == str(n_epochs)
+    assert "val_accuracy" not in refit.data.metrics
+    version = client.get_model_version(study.candidate.name, str(study.candidate.version))
+    assert version.run_id == refit.info.run_id
+    assert float(version.tags["mlops.value"]) == ranked[1].data.metrics["best_val_macro_f1"]
+    assert version.tags["mlops.objective"] == "val_macro_f1"
+    assert parents[0].data.metrics["seeds_mean_val_macro_f1"] == pytest.approx(study.seeds.mean)
+    folder = client.download_artifacts(refit.info.run_id, "model", str(tmp_path))
+    assert check_model_folder(Path(folder)).architecture == "dnn"
+
+
+def test_another_process_stops_a_sweep_and_the_same_command_goes_on(
+    tracking: Tracking, workers: Cluster, client: Any, tmp_path: Path
+) -> None:
+    config = dataclasses.replace(QUICK, experiment="stopped", trials=4, epochs=15, workers=1)
+    env = {**os.environ, "MLOPS_HOME": str(tracking.settings.home), "PYTHONPATH": str(Path.cwd())}
+    command = [sys.executable, "-m", "experiments.sweep", "--architectures", "dnn", "--json"]
+    command += ["--trials", "4", "--epochs", "15", "--workers", "1", "--experiment", "stopped"]
+    process = subprocess.Popen(
+        command, cwd=tmp_path, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    storage = open_storage(tracking.settings.study_url)
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and process.poll() is None:
+        experiment = client.get_experiment_by_name("stopped")
+        if experiment is not None and client.search_runs(
+            [experiment.experiment_id],
+            "attributes.status = 'FINISHED' and attributes.run_name = 'dnn-000'",
+        ):
+            break
+        time.sleep(0.1)
+    sweep_id = client.get_experiment_by_name("stopped")
+    runs = client.search_runs([sweep_id.experiment_id], max_results=1)
+    sweep_id = runs[0].data.tags["mlops.sweep"]
+    request_stop(storage, sweep_id)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 130, err
+    assert "another process asked this sweep to stop" in err
+    assert json.loads(out.strip().splitlines()[-1])["sweep_id"] == sweep_id
+    result = run_sweep(config, settings=tracking.settings, cluster=workers, progress=Notes())
+    assert result.sweep_id == sweep_id
+    assert result.studies[0].n_complete + result.studies[0].n_pruned == 4

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import random
 import threading
 import time
@@ -11,10 +12,10 @@ import numpy as np
 import pytest
 from optuna.distributions import BaseDistribution
 
-from experiments.architectures import Architecture
+from experiments.architectures import Architecture, open_architecture
 from experiments.architectures.preprocessing import compile_classifier, scaled_input
 from experiments.config import BUILT_IN
-from experiments.trial import open_architecture, train
+from experiments.training import train
 from mlops.data import Dataset, load_dataset
 from mlops.inputs import InputSpec
 
@@ -99,6 +100,8 @@ def test_each_epoch_is_told_with_the_names_that_all_classifiers_share(digits: Da
         "train_accuracy",
         "val_loss",
         "val_accuracy",
+        "val_balanced_accuracy",
+        "val_macro_f1",
         "learning_rate",
         "epoch_s",
     }
@@ -110,3 +113,63 @@ def test_a_loss_that_is_not_finite_ends_the_training_and_what_came_before_counts
     never = train(Linear(), {"learning_rate": float("inf")}, digits, seed=3, epochs=5)
     assert never.value is None
     assert len(never.history) == 1
+
+
+def test_the_validation_of_an_epoch_is_what_keras_and_scikit_learn_make_of_its_weights(
+    digits: Dataset,
+) -> None:
+    from sklearn import metrics
+
+    trained = train(Linear(), {"learning_rate": 0.01}, digits, seed=3, epochs=1)
+    x, y = digits.part("val")
+    loss, accuracy = trained.model.evaluate(x, y, verbose=0)
+    named = np.asarray(trained.model(x)).argmax(axis=1)
+    (row,) = trained.history
+    assert row["val_loss"] == pytest.approx(loss, rel=1e-4)
+    assert row["val_accuracy"] == pytest.approx(accuracy)
+    assert row["val_macro_f1"] == pytest.approx(metrics.f1_score(y, named, average="macro"))
+    balanced = metrics.balanced_accuracy_score(y, named)
+    assert row["val_balanced_accuracy"] == pytest.approx(balanced)
+
+
+def test_the_best_epoch_is_the_best_by_the_objective_that_was_asked_for(digits: Dataset) -> None:
+    trained = train(
+        Linear(), {"learning_rate": 0.5}, digits, seed=3, epochs=6, objective="val_macro_f1"
+    )
+    values = [row["val_macro_f1"] for row in trained.history]
+    assert trained.best_epoch == int(np.argmax(values))
+    assert trained.value == max(values)
+
+
+def test_balanced_class_weights_find_the_rare_class(digits: Dataset) -> None:
+    # One nine to twenty others: a network that never says nine is right 95 times of 100.
+    y = (digits.y == 9).astype(np.int64)
+    keep = np.flatnonzero((y == 0) | (np.arange(len(y)) % 3 == 0))
+    rare = dataclasses.replace(
+        digits, x=digits.x[keep], y=y[keep], split=digits.split[keep], class_names=("other", "9")
+    )
+
+    def recall(class_weight: str) -> float:
+        params = {"learning_rate": 0.001, "class_weight": class_weight}
+        trained = train(Linear(), params, rare, seed=3, epochs=3)
+        x, labels = rare.part("val")
+        named = np.asarray(trained.model(x)).argmax(axis=1)
+        return float((named[labels == 1] == 1).mean())
+
+    assert recall("balanced") > recall("none") + 0.2
+
+
+def test_a_refit_learns_from_validation_rows_too_and_keeps_the_last_epoch(digits: Dataset) -> None:
+    both = np.where(digits.split == 1, 0, digits.split).astype(np.uint8)
+    # The same rows in the same order, all of them for training.
+    index = np.concatenate([np.flatnonzero(digits.split == part) for part in (0, 1, 2)])
+    joined = dataclasses.replace(digits, x=digits.x[index], y=digits.y[index], split=both[index])
+    refit = train(Linear(), {"learning_rate": 0.01}, digits, seed=3, epochs=2, refit=True)
+    assert refit.value is None and refit.best_epoch is None
+    assert [set(row) for row in refit.history] == [
+        {"train_loss", "train_accuracy", "learning_rate", "epoch_s"}
+    ] * 2
+    assert len(joined.part("train")[0]) == len(digits.part("train")[0]) + len(digits.part("val")[0])
+    x, y = joined.part("train")
+    keras.backend.clear_session()
+    assert refit.model.evaluate(x, y, verbose=0)[1] > 0.5

@@ -5,10 +5,10 @@ import dataclasses
 import numpy as np
 import pytest
 
-from mlops.evaluation import Score, chance_accuracy, score_classifier, score_vae
-from mlops.inputs import InputSpec
+from mlops.evaluation import Score, chance_metrics, classifier_metrics, score_classifier, score_vae
+from mlops.inputs import Column, InputSpec
 from mlops.packaging import ModelSpec
-from registry.gates import Evidence, decide, refuse_structure
+from registry.gates import Evidence, decide, refuse_structure, same_interface
 
 SPEC = ModelSpec(
     task="classifier",
@@ -22,7 +22,7 @@ SPEC = ModelSpec(
 
 
 def score(value: float, n_not_finite: int = 0, chance: float = 0.5) -> Score:
-    return Score("accuracy", value, chance, 100, n_not_finite, np.zeros(100))
+    return Score("accuracy", value, chance, 100, n_not_finite, {"accuracy": value}, np.zeros(100))
 
 
 def test_a_first_honest_model_passes() -> None:
@@ -89,9 +89,61 @@ def test_a_row_without_a_finite_answer_counts_as_wrong() -> None:
 
 
 def test_chance_is_always_naming_the_most_frequent_class() -> None:
-    assert chance_accuracy([0, 1, 1, 2]) == 0.5
+    assert chance_metrics([0, 1, 1, 2])["accuracy"] == 0.5
+    assert chance_metrics([0, 1, 1, 2])["balanced_accuracy"] == pytest.approx(1 / 3)
 
 
 def test_a_vae_is_scored_by_its_elbo_at_the_mean() -> None:
     found = score_vae([{"anomaly_score": 2.0}, {"anomaly_score": 4.0}], chance=-9.0)
     assert (found.metric, found.value, found.chance) == ("elbo_at_mean", -3.0, -9.0)
+
+
+def test_the_classifier_metrics_are_those_of_scikit_learn() -> None:
+    from sklearn import metrics
+
+    rng = np.random.default_rng(0)
+    truth = np.concatenate([np.arange(4), rng.choice(4, 300, p=[0.7, 0.2, 0.06, 0.04])])
+    for answers in (rng.integers(0, 4, 304), np.where(rng.random(304) < 0.8, truth, 0), truth):
+        found = classifier_metrics(answers, truth, 4)
+        assert found["accuracy"] == pytest.approx(metrics.accuracy_score(truth, answers))
+        balanced = metrics.balanced_accuracy_score(truth, answers)
+        assert found["balanced_accuracy"] == pytest.approx(balanced)
+        assert found["macro_f1"] == pytest.approx(metrics.f1_score(truth, answers, average="macro"))
+
+
+def test_an_answer_that_is_not_finite_is_wrong_in_every_metric() -> None:
+    nan = float("nan")
+    score = score_classifier([[0.9, 0.1], [nan, nan], [0.2, 0.8], [nan, 1.0]], [0, 0, 1, 1])
+    assert score.n_not_finite == 2
+    assert score.values["accuracy"] == 0.5
+    assert score.values["balanced_accuracy"] == 0.5
+    assert score.values["macro_f1"] == pytest.approx(2 / 3)
+
+
+def test_a_candidate_is_judged_by_the_metric_it_was_searched_for() -> None:
+    probabilities = np.eye(2)[[0] * 9 + [0]]
+    labels = [0] * 9 + [1]
+    assert score_classifier(probabilities, labels).value == 0.9
+    balanced = score_classifier(probabilities, labels, "balanced_accuracy")
+    assert (balanced.value, balanced.chance) == (0.5, 0.5)
+
+
+def table(*columns: Column) -> ModelSpec:
+    width = sum(len(column.features) for column in columns)
+    zeros = (0.0,) * width
+    data = InputSpec("table", (width,), "float32", columns, 0.0, 1.0, zeros, zeros)
+    return dataclasses.replace(SPEC, input=data)
+
+
+def test_a_table_with_more_categories_or_fewer_demands_keeps_its_clients() -> None:
+    champion = table(Column("age"), Column("island", ("a", "b")))
+    assert same_interface(table(Column("island", ("a", "b", "c")), Column("age")), champion)
+    assert same_interface(
+        table(Column("age", None, "filled", 1.0), *champion.input.columns[1:]), champion
+    )
+    assert not same_interface(
+        champion, table(Column("age", None, "filled", 1.0), *champion.input.columns[1:])
+    )
+    assert not same_interface(table(Column("age"), Column("island")), champion)
+    assert not same_interface(table(Column("age"), Column("isle", ("a", "b"))), champion)
+    assert not same_interface(table(Column("age")), champion)

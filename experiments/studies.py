@@ -1,0 +1,97 @@
+"""Which studies and sweeps there are, where they were begun, and who holds them now."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import socket
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import optuna
+
+from mlops.errors import MlopsError
+from mlops.settings import Settings
+
+
+@dataclass(frozen=True, slots=True)
+class StudyRecord:
+    """What the storage knows of a study without opening it.
+
+    Attributes:
+        home: Host and folder that began it.
+        finished_target: The number of trials it was finished with; 0 if it never was.
+        unfinished: Whether it was begun, or asked for more trials, and not finished since.
+    """
+
+    name: str
+    sweep: str
+    home: str
+    architecture_path: str
+    config_fingerprint: str
+    finished_target: int
+    unfinished: bool
+
+
+def find_studies(storage: optuna.storages.RDBStorage) -> list[StudyRecord]:
+    """Returns the studies of all sweeps, oldest first."""
+    found = []
+    for study in optuna.get_all_study_summaries(storage):
+        attrs = study.user_attrs
+        if "run_key" not in attrs:
+            continue
+        finished_target = attrs.get("finished_target", 0)
+        found.append(
+            StudyRecord(
+                name=study.study_name,
+                sweep=attrs["sweep"],
+                home=attrs["home"],
+                architecture_path=attrs["architecture_path"],
+                config_fingerprint=attrs["config_fingerprint"],
+                finished_target=finished_target,
+                unfinished=finished_target < attrs["target"],
+            )
+        )
+    return found
+
+
+def home_of(settings: Settings) -> str:
+    """Returns host and folder: what tells one home from another that shares its study database."""
+    return f"{socket.gethostname()}:{settings.home}"
+
+
+@contextlib.contextmanager
+def lock_sweep(home: Path, sweep: str) -> Iterator[None]:
+    """Holds a sweep for this driver; the operating system lets go of it when the process dies.
+
+    Raises:
+        MlopsError: another driver holds it.
+    """
+    folder = home / "sweeps" / sweep
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "driver.lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as err:
+            raise MlopsError(
+                f"the sweep {sweep!r} is under way in another process. "
+                "Wait for it, or give another --study."
+            ) from err
+        yield
+
+
+def is_locked(home: Path, sweep: str) -> bool:
+    """Tells whether a driver holds the sweep now."""
+    try:
+        with lock_sweep(home, sweep):
+            return False
+    except MlopsError:
+        return True
+
+
+def request_stop(storage: optuna.storages.RDBStorage, sweep: str) -> None:
+    """Asks the driver of a sweep, wherever it is, to end in good order. It hears of it soon."""
+    for record in find_studies(storage):
+        if record.sweep == sweep:
+            optuna.load_study(study_name=record.name, storage=storage).set_user_attr("stop", True)
