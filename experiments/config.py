@@ -6,7 +6,7 @@ import dataclasses
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Final, Literal
 
@@ -34,8 +34,7 @@ class SweepConfig:
     """Search the hyperparameters of each architecture on one dataset."""
 
     dataset: str = "digits"
-    """digits, mnist, fashion_mnist, cifar10; a file: data.csv, data.parquet, data.npz; or a folder
-    of pictures with one subfolder a class."""
+    """digits, mnist, fashion_mnist, cifar10, a .csv, .parquet or .npz, or a folder of pictures."""
     kind: Literal["table", "sequence", "image"] | None = None
     """What a row is, where the rank of the array does not say it."""
     label: str | None = None
@@ -61,11 +60,9 @@ class SweepConfig:
     sampler: Literal["auto", "tpe", "random", "grid", "cmaes"] = "auto"
     """How the next params are proposed; auto is tpe."""
     pruner: Literal["auto", "median", "halving", "hyperband", "none"] = "auto"
-    """Which trials are ended early; auto is median, hyperband from 60 trials, none below 4
-    epochs."""
+    """Which trials are ended early; auto goes by the number of trials and epochs."""
     fix: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
-    """A param that is not searched: learning_rate=0.001, or cnn.learning_rate=0.001 for one
-    architecture. The last one counts."""
+    """A param not to search: learning_rate=0.001, or for one architecture cnn.learning_rate=..."""
     space: tyro.conf.Suppress[Mapping[str, Mapping[str, Any]]] = field(
         default_factory=dict, hash=False
     )
@@ -173,26 +170,27 @@ class SweepConfig:
         for name, table in self.space.items():
             if architecture_path(name) == architecture:
                 told |= table
-        return told | {fix.param: fix.value for fix in self.fixes_of(architecture)}
-
-    def fixes_of(self, architecture: str) -> list[Fix]:
-        """Returns the `fix` entries that are for `module:Class`, one a param, the one that counts.
-
-        That is one for this architecture before one for all, and of two alike the later.
-        """
-        fixes, _ = parse_fix(self.fix)
-        for_all = {fix.param: fix for fix in fixes if fix.architecture is None}
-        for_one = {
-            fix.param: fix
-            for fix in fixes
-            if fix.architecture and architecture_path(fix.architecture) == architecture
-        }
-        return [*(for_all | for_one).values()]
+        return told | {fix.param: fix.value for fix in fixes_of(self.fix, architecture)}
 
 
 def architecture_path(name: str) -> str:
     """Returns `module:Class` of an architecture's name."""
     return BUILT_IN.get(name, name)
+
+
+def fixes_of(entries: Sequence[str], architecture: str) -> list[Fix]:
+    """Returns the `fix` entries that are for `module:Class`, one a param, the one that counts.
+
+    That is one for this architecture before one for all, and of two alike the later.
+    """
+    fixes, _ = parse_fix(entries)
+    for_all = {fix.param: fix for fix in fixes if fix.architecture is None}
+    for_one = {
+        fix.param: fix
+        for fix in fixes
+        if fix.architecture and architecture_path(fix.architecture) == architecture
+    }
+    return [*(for_all | for_one).values()]
 
 
 def _plain(value: Any) -> Any:

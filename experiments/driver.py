@@ -18,6 +18,7 @@ from typing import Any
 from experiments.architectures import Description, Params
 from experiments.cluster import Cluster, WorkerDiedError
 from experiments.config import SweepConfig
+from experiments.config_file import write_config
 from experiments.finals import Final, Finals
 from experiments.progress import Progress
 from experiments.results import (
@@ -29,7 +30,7 @@ from experiments.results import (
     study_result,
 )
 from experiments.runs import SweepRuns
-from experiments.studies import home_of
+from experiments.studies import CONFIG, home_of
 from experiments.study import MAX_ATTEMPTS, Ask, Search, open_search
 from experiments.trial import FinalTask, Training, TrialResult, TrialTask, run_final, run_trial
 from mlops.data import Dataset
@@ -76,6 +77,7 @@ class Driver:
 
     def open_studies(self, storage: Any, descriptions: list[Description]) -> None:
         """Opens each architecture's study and parent run; what a dead driver left is retried."""
+        write_config(self.config.resolved(), self.settings.home / "sweeps" / self.sweep_id / CONFIG)
         for description in descriptions:
             search = open_search(
                 storage,
@@ -85,6 +87,7 @@ class Driver:
                 {
                     "sweep": self.sweep_id,
                     "home": home_of(self.settings),
+                    "experiment": self.runs.experiment,
                     "architecture_path": description.path,
                     "config_fingerprint": self.config.fingerprint(
                         self.dataset.fingerprint, description.path

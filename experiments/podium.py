@@ -10,6 +10,7 @@ from mlops.program import answer, say
 
 PROGRAMS = {
     "sweep": ("experiments.sweep", "search each architecture's hyperparameters on a dataset"),
+    "status": ("experiments.status", "show the sweeps going on and done, and stop one"),
     "promote": ("registry.promote", "make the best candidate the champion, if every gate passes"),
     "server": ("mlops.server", "run the embedded tracking server and its UI"),
     "sync": ("mlops.sync", "deliver what dead processes left in the journal"),

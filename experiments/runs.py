@@ -17,6 +17,7 @@ from experiments.architectures import Params
 from experiments.config import SweepConfig
 from experiments.config_file import write_config
 from experiments.finals import Final, Finals
+from experiments.studies import CONFIG
 from experiments.study import Ask, Search
 from experiments.summary import describe_in_words, write_summary
 from mlops.data import Dataset
@@ -60,7 +61,7 @@ class SweepRuns:
             dataset=self._dataset("search"),
         )
         with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder) / "sweep.toml"
+            path = Path(folder) / CONFIG
             write_config(config, path)
             parent.log_artifact(path)
 

@@ -6,7 +6,6 @@ A space is a dict from a param's name to its distribution. What users write to c
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import math
 from collections.abc import Mapping, Sequence
@@ -18,13 +17,11 @@ from optuna.distributions import (
     CategoricalDistribution,
     FloatDistribution,
     IntDistribution,
-    distribution_to_json,
-    json_to_distribution,
 )
 
-from experiments.architectures import Description, Params
-from experiments.config import SweepConfig, architecture_path
-from experiments.entries import LARGEST, entry_errors, find_impossible, is_number, table_name
+from experiments.architectures import Params
+from experiments.config import architecture_path, fixes_of
+from experiments.entries import LARGEST, Fix, entry_errors, find_impossible, is_number, table_name
 from mlops.errors import choose
 
 Space = dict[str, BaseDistribution]
@@ -56,63 +53,37 @@ def narrow(space: Space, table: Mapping[str, Any], where: str) -> tuple[Space, l
 
 
 def narrow_all(
-    descriptions: Sequence[Description], config: SweepConfig
-) -> tuple[list[Description], list[str]]:
-    """Narrows the space of each architecture of a sweep, and moves its baseline into it.
+    spaces: Mapping[str, Space], tables: Mapping[str, Mapping[str, Any]], entries: Sequence[str]
+) -> tuple[dict[str, Space], list[str]]:
+    """Narrows the space of each architecture of a sweep: first by its table, then by the fixes.
+
+    Args:
+        spaces: By `module:Class`; those of architectures that take the data.
+        tables: `SweepConfig.space`. One of another architecture is not looked at.
+        entries: `SweepConfig.fix`, likewise.
 
     Returns:
-        The descriptions, and what is wrong with `config.space` and `config.fix`, all of it. What
-        they say about architectures that are not searched or are left out is not looked at.
+        The spaces, and what is wrong, all of it.
     """
-    searched = {one.path: one for one in descriptions if one.left_out is None}
-    spaces = {path: _read_space(one) for path, one in searched.items()}
-    errors = _find_unknown_fixes(spaces, config)
-    narrowed = []
-    for one in descriptions:
-        if one.left_out is None:
-            space, wrong = _narrow_for(one.path, spaces[one.path], config)
+    narrowed = {path: dict(space) for path, space in spaces.items()}
+    errors: list[str] = []
+    for name, table in tables.items():
+        path = architecture_path(name)
+        if path in spaces:
+            narrowed[path], wrong = narrow(narrowed[path], table, table_name(name))
             errors += wrong
-            one = dataclasses.replace(
-                one,
-                space={name: distribution_to_json(own) for name, own in space.items()},
-                baseline=nearest(space, one.baseline),
-            )
-        narrowed.append(one)
+    meant: dict[Fix, dict[str, Any]] = {}
+    for path, space in spaces.items():
+        for fix in fixes_of(entries, path):
+            meant.setdefault(fix, {}).update(space)
+            if fix.param in space:
+                # Of the architecture's own, not of what the table left of it: a fix goes first.
+                narrowed[path][fix.param], wrong = _narrow_one(space[fix.param], fix.value)
+                errors += [f"--fix {fix.key}: {one.rstrip('.')}" for one in wrong]
+    for fix, names in meant.items():
+        if fix.param not in names:
+            errors.append(f"--fix {fix.key}: {_no_such(fix.param, names).rstrip('.')}")
     return narrowed, list(dict.fromkeys(errors))
-
-
-def _read_space(description: Description) -> Space:
-    return {name: json_to_distribution(text) for name, text in description.space.items()}
-
-
-def _narrow_for(path: str, space: Space, config: SweepConfig) -> tuple[Space, list[str]]:
-    """Narrows the space of `module:Class`: first as `space` says, then as `fix` does."""
-    narrowed, errors = space, []
-    for name, table in config.space.items():
-        if architecture_path(name) == path:
-            narrowed, wrong = narrow(narrowed, table, table_name(name))
-            errors += wrong
-    for fix in config.fixes_of(path):
-        if fix.param in space:
-            # Of the architecture's own, not of what the table left of it: a fix goes first.
-            narrowed[fix.param], wrong = _narrow_one(space[fix.param], fix.value)
-            errors += [f"--fix {fix.key}: {one.rstrip('.')}" for one in wrong]
-    return narrowed, errors
-
-
-def _find_unknown_fixes(spaces: Mapping[str, Space], config: SweepConfig) -> list[str]:
-    """Says which fixes name a param that no architecture has that they are for."""
-    meant: dict[str, list[str]] = {}
-    for path in spaces:
-        for fix in config.fixes_of(path):
-            meant.setdefault(fix.key, []).append(path)
-    errors = []
-    for key, paths in meant.items():
-        param = key.rpartition(".")[2]
-        names = dict.fromkeys(name for path in paths for name in spaces[path])
-        if param not in names:
-            errors.append(f"--fix {key}: {_no_such(param, names).rstrip('.')}")
-    return errors
 
 
 def _no_such(name: str, names: Mapping[str, Any]) -> str:
@@ -240,7 +211,7 @@ def _holds(distribution: BaseDistribution, value: Any) -> bool:
         isinstance(distribution, IntDistribution) and not isinstance(value, int)
     ):
         return False
-    return distribution._contains(distribution.to_internal_repr(value))
+    return not math.isnan(value) and distribution._contains(value)
 
 
 def _is_same(value: Any, choice: Any) -> bool:

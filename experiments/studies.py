@@ -14,6 +14,10 @@ import optuna
 from mlops.errors import MlopsError
 from mlops.settings import Settings
 
+LOCK = "driver.lock"
+CONFIG = "sweep.toml"
+"""In the folder of a sweep: the resolved config that it was last begun with."""
+
 
 @dataclass(frozen=True, slots=True)
 class StudyRecord:
@@ -37,7 +41,8 @@ class StudyRecord:
 def find_studies(storage: optuna.storages.RDBStorage) -> list[StudyRecord]:
     """Returns the studies of all sweeps, oldest first."""
     found = []
-    for study in optuna.get_all_study_summaries(storage):
+    # Not optuna.get_all_study_summaries, which reads every trial of every study.
+    for study in storage.get_all_studies():
         attrs = study.user_attrs
         if "run_key" not in attrs:
             continue
@@ -70,7 +75,7 @@ def lock_sweep(home: Path, sweep: str) -> Iterator[None]:
     """
     folder = home / "sweeps" / sweep
     folder.mkdir(parents=True, exist_ok=True)
-    with (folder / "driver.lock").open("w") as lock:
+    with (folder / LOCK).open("w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as err:
@@ -82,12 +87,15 @@ def lock_sweep(home: Path, sweep: str) -> Iterator[None]:
 
 
 def is_locked(home: Path, sweep: str) -> bool:
-    """Tells whether a driver holds the sweep now."""
+    """Tells whether a driver holds the sweep now; creates nothing, and two may ask at once."""
     try:
-        with lock_sweep(home, sweep):
-            return False
-    except MlopsError:
+        with (home / "sweeps" / sweep / LOCK).open("r") as lock:
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except FileNotFoundError:
+        return False
+    except OSError:
         return True
+    return False
 
 
 def request_stop(storage: optuna.storages.RDBStorage, sweep: str) -> None:

@@ -18,6 +18,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
+import numpy as np
 import tyro
 
 from experiments.config import SweepConfig, architecture_path
@@ -86,6 +87,8 @@ def run_sweep(
             cluster = stack.enter_context(_start_workers(config, settings))
         descriptions = _describe(config, dataset, cluster, progress)
         store.put(dataset)
+        if isinstance(dataset.x, np.memmap):  # the user's file may change; the store's does not
+            dataset = store.get(dataset.fingerprint)
         storage = open_storage(settings.study_url)
         sweep_id = stack.enter_context(_choose_sweep(config, settings, storage, dataset, progress))
         driver = stack.enter_context(
@@ -253,6 +256,7 @@ def _describe(
             params or values that there are not; all of it at once.
     """
     from experiments.architectures import describe
+    from experiments.config_check import refuse
     from experiments.space import narrow_all
 
     counts = tuple(dataset.class_counts("train"))
@@ -273,8 +277,7 @@ def _describe(
     narrowed, errors = narrow_all(
         {one.path: one.distributions() for one in fits}, config.space, config.fix
     )
-    if wrong or errors:
-        raise UsageError("; ".join([*wrong, *errors]) + ".")
+    refuse([*wrong, *errors])
     fits = [one.narrowed(narrowed[one.path]) for one in fits]
     if not fits:
         raise UsageError(

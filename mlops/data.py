@@ -96,7 +96,8 @@ class Dataset:
 
     def labels(self, name: Part) -> np.ndarray:
         """Returns one part's y, (n,) int64."""
-        return self.y[self._index(name)]
+        labels: np.ndarray = self.y[self._index(name)]
+        return labels
 
     def class_counts(self, name: Part) -> list[int]:
         """Returns the rows of each class in one part."""

@@ -103,7 +103,7 @@ class DatasetStore:
                 categories=_categories(record["categories"]),
             )
             shape = tuple(record["shape"])
-            n = shape[0]
+            n, *_ = shape
         except (DataError, OSError, EOFError, ValueError, KeyError, TypeError) as err:
             raise _damaged(folder, f"{type(err).__name__}: {err}") from err
         for what, got, wanted in (

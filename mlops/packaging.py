@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     import keras
 
 FORMAT: Final = 1
-PACKAGES: Final = ("mlflow", "keras", "tensorflow", "numpy", "pandas")
+PACKAGES: Final = ("mlflow", "keras", "tensorflow", "numpy", "pandas", "pillow")
 """What a packaged model needs installed to answer."""
 
 _NETWORK: Final = "data/model.keras"
@@ -51,7 +51,8 @@ _SIGNATURE: Final = {
 }
 _VERSION: Final = r"\d{1,6}(\.\d{1,6}){0,4}((a|b|rc|\.dev|\.post)\d{1,6}){0,3}(\+[a-z0-9.]{1,32})?"
 
-_MAX_TEXT: Final = 1 << 20  # bytes of a text file; the MLmodel of 10,000 classes fits
+_MAX_TEXT: Final = 4 << 20  # bytes of a text file; the MLmodel of 10,000 columns takes 1.5 MB
+_MAX_NAME: Final = 4096  # characters of the name of a column or of a category
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,6 +117,7 @@ class ModelSpec:
             sound = (
                 all(isinstance(word, str) and 0 < len(word) <= 256 for word in (*words, *names))
                 and len(set(names)) == len(names)
+                and all(len(text) <= _MAX_NAME for text in _column_texts(spec.input))
                 and (
                     (spec.task == "classifier" and len(names) > 1 and spec.likelihood is None)
                     or (spec.task == "vae" and spec.likelihood in ("bernoulli", "gaussian"))
@@ -129,6 +131,12 @@ class ModelSpec:
                 "MLmodel", "holds a model specification whose values do not fit one another"
             )
         return spec
+
+
+def _column_texts(spec: InputSpec) -> Iterator[str]:
+    for column in spec.columns or ():
+        yield column.name
+        yield from column.categories or ()
 
 
 def save_network(model: keras.Model, path: Path) -> None:

@@ -8,26 +8,37 @@ A request is rows, in any of these forms; each gives the same answer:
 
 - nested lists `(n, *shape)`, or flattened `(n, prod(shape))` in C order;
 - base64: one string a row, the row's raw little-endian bytes in the model's dtype, C order;
-- a DataFrame (`dataframe_split`, `dataframe_records`, CSV, Parquet): by column name where the
-  model knows its columns, else by position; or one column of base64 strings, of raw bytes, or of
-  nested lists;
+- a DataFrame (`dataframe_split`, `dataframe_records`, CSV, Parquet): one column of base64 strings,
+  of raw bytes or of nested lists, or else one column a number;
 - in Python also numpy arrays.
 
-What a caller did wrong is answered with one sentence: the expected shape and dtype, and the first
-bad row where it is known. It never holds the caller's data, and never a stack trace.
+What one row is depends on the model:
+
+- Images of uint8: base64 or bytes may be a PNG or JPEG file of any size, up to `MAX_PIXELS`.
+- Sequences of unequal length: a row is `(time, features)`, not padded; a padded row with its last
+  feature, which says what is padding, does too. MLflow itself refuses `inputs` and `instances` of
+  unequal length: send `dataframe_records` with one key, as `{"steps": [[...], ...]}`, or base64.
+- Tables with columns: cells, as numbers, text or null, in a DataFrame, in records or in a
+  dictionary of lists, all by name and in any order; or in lists by position. Lists and arrays as
+  wide as the features that the network sees, and base64, are taken as these features: numbers
+  scaled no further, one feature a category. Where the columns are as many, lists are cells.
+
+What a caller did wrong is answered with one sentence: what was expected, and the first bad row, and
+its column, where they are known. It never holds the caller's data, and never a stack trace.
 """
 
 from __future__ import annotations
 
 import base64
 import contextlib
+import decimal
 import functools
 import io
 import json
 import logging
 import math
 import numbers
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, NoReturn
 
@@ -40,6 +51,45 @@ CHUNK_ROWS: Final = 1024
 """Most rows of one forward pass; more go through in turns, so that memory stays bounded."""
 
 _log = logging.getLogger(__name__)
+
+
+# Errors.
+
+
+@functools.cache
+def _error_type() -> type[Exception]:
+    """Returns the exception that a scoring server answers word for word.
+
+    MLflow's server writes the request into the `message` of an MlflowException, and answers any
+    other exception with its stack trace. Made on first use, because mlflow takes seconds to import.
+    """
+    from mlflow.exceptions import MlflowException
+
+    class ScoringError(MlflowException):  # type: ignore[misc, unused-ignore]
+        def __init__(self, sentence: str, error_code: int) -> None:
+            self._sentence = sentence
+            super().__init__(sentence, error_code=error_code)
+
+        @property
+        def message(self) -> str:
+            return self._sentence
+
+        @message.setter
+        def message(self, _: str) -> None:
+            """Drops what the server would put in: it holds the request."""
+
+        def serialize_as_json(self) -> str:
+            return json.dumps({"error_code": self.error_code, "message": self._sentence})
+
+    return ScoringError
+
+
+class _BadInputError(ValueError):
+    """What is wrong with the rows; `_Model.predict` adds what was expected."""
+
+
+def _refuse(wrong: str, row: int | None = None) -> NoReturn:
+    raise _BadInputError(wrong if row is None else f"row {row} {wrong}")
 
 
 # What a VAE's outputs are worth. mlops/evaluation.py uses these two, so that a candidate is judged
@@ -98,113 +148,6 @@ def gaussian_kl(z_mean: npt.ArrayLike, z_log_var: npt.ArrayLike) -> npt.NDArray[
     with np.errstate(over="ignore"):
         nats = -0.5 * (1.0 + log_var - np.square(mean) - np.exp(log_var))
     return np.asarray(nats.sum(axis=1))
-
-
-# Errors.
-
-
-@functools.cache
-def _error_type() -> type[Exception]:
-    """Returns the exception that a scoring server answers word for word.
-
-    MLflow's server writes the request into the `message` of an MlflowException, and answers any
-    other exception with its stack trace. Made on first use, because mlflow takes seconds to import.
-    """
-    from mlflow.exceptions import MlflowException
-
-    class ScoringError(MlflowException):  # type: ignore[misc, unused-ignore]
-        def __init__(self, sentence: str, error_code: int) -> None:
-            self._sentence = sentence
-            super().__init__(sentence, error_code=error_code)
-
-        @property
-        def message(self) -> str:
-            return self._sentence
-
-        @message.setter
-        def message(self, _: str) -> None:
-            """Drops what the server would put in: it holds the request."""
-
-        def serialize_as_json(self) -> str:
-            return json.dumps({"error_code": self.error_code, "message": self._sentence})
-
-    return ScoringError
-
-
-class _BadInputError(Exception):
-    """What is wrong with the rows; `_Model.predict` adds what was expected."""
-
-
-def _refuse(wrong: str, row: int | None = None) -> NoReturn:
-    raise _BadInputError(wrong if row is None else f"row {row} {wrong}")
-
-
-# Tables with columns.
-
-
-def encode_table(frame: Any, columns: Sequence[Mapping[str, Any]]) -> npt.NDArray[np.float32]:
-    """Returns the features that a network sees of a table, shape (n, features).
-
-    Training uses this very function, so that a model is asked what it was trained on.
-
-    Args:
-        frame: A DataFrame that has all of `columns`, in any order; others are not looked at.
-        columns: As `InputSpec.to_json` gives them: name, categories, missing, fill.
-
-    Raises:
-        _BadInputError: A cell holds what its column cannot; names the column and the row.
-    """
-    n = len(frame)
-    features: list[Any] = []
-    for column in columns:
-        series, name = frame[column["name"]], column["name"]
-        missing = np.asarray(series.isna().to_numpy(), bool)
-        if missing.any() and column["missing"] == "refused":
-            _refuse(f"lacks a value in column {name!r}", int(missing.argmax()))
-        if column["categories"] is None:
-            values = np.full(n, column["fill"] or 0.0)
-            values[~missing] = _column_numbers(series[~missing], name)
-            features.append(values)
-        else:
-            codes = _column_codes(series, column["categories"], name)
-            features += [codes == code for code in range(len(column["categories"]))]
-        if column["missing"] == "flagged":
-            features.append(missing)
-    with np.errstate(over="ignore"):
-        return (
-            np.column_stack(features).astype(np.float32)
-            if n
-            else np.empty((0, len(features)), np.float32)
-        )
-
-
-def _column_numbers(series: Any, name: str) -> npt.NDArray[np.float64]:
-    """Numbers of a column without missing values."""
-    array = series.to_numpy()
-    if array.dtype.kind not in "biuf":
-        array = _numbers(array.astype(object))
-    return np.asarray(array, np.float64)
-
-
-def _column_codes(series: Any, categories: Sequence[str], name: str) -> npt.NDArray[np.int64]:
-    """Index of each row's category; -1 where it is missing or none of `categories`."""
-    import pandas as pd
-
-    known = {category: code for code, category in enumerate(categories)}
-    codes, uniques = pd.factorize(series)
-    found = np.array([*(known.get(category_name(value), -1) for value in uniques), -1])
-    return found[codes]  # factorize says -1 for missing: the last
-
-
-def category_name(value: Any) -> str:
-    """Returns the name of a category: text as it is, a whole number without a point."""
-    if isinstance(value, str):
-        return value
-    if isinstance(value, (bool, np.bool_)):
-        return str(bool(value))
-    if isinstance(value, numbers.Real):
-        return str(int(value)) if float(value).is_integer() else repr(float(value))
-    _refuse("holds something else than text or numbers where a category was expected")
 
 
 # Pictures.
@@ -278,9 +221,10 @@ def _in_8_bits(picture: Any) -> Any:
 
     if picture.mode.startswith("I"):  # grey of 16 bits; those of colours Pillow cuts itself
         return Image.fromarray((np.asarray(picture) >> 8).astype(np.uint8))
+    mode = "L" if picture.mode in ("1", "L") else "RGB"
     if picture.has_transparency_data:
-        return picture.convert("RGBA")
-    return picture.convert("L" if picture.mode in ("1", "L") else "RGB")
+        mode = "RGBA"
+    return picture if picture.mode == mode else picture.convert(mode)
 
 
 def _turned(pixels: Any, picture: Any) -> Any:
@@ -302,25 +246,188 @@ def _turned(pixels: Any, picture: Any) -> Any:
     return pixels.transpose(ways[orientation]) if orientation in ways else pixels
 
 
+# Tables.
+
+_FEW: Final = 50
+"""Rows up to which finding the distinct cells takes longer than it saves."""
+
+_NUMBERS: Final = {"boolean", "decimal", "floating", "integer", "mixed-integer-float"}
+"""What pandas calls objects that are numbers throughout."""
+
+
+def encode_table(frame: Any, columns: Sequence[Mapping[str, Any]]) -> npt.NDArray[np.float32]:
+    """Returns the features that a network sees of a table, shape (n, features).
+
+    Training and serving use this very function. A cell is missing if it is None, NaN, NA or an
+    empty text.
+
+    Args:
+        frame: A DataFrame that has all of `columns`, in any order; others are not looked at.
+        columns: As `InputSpec.to_json` gives them: name, categories, missing, fill.
+
+    Raises:
+        ValueError: A cell holds what its column cannot; names the column and the first row.
+    """
+    return _encode(frame, len(frame), columns)
+
+
+def category_name(value: Any) -> str:
+    """Returns the name of a category: text as it is, a whole number without a point.
+
+    Raises:
+        ValueError: It is neither text nor a number nor a bool.
+
+    Example:
+        >>> category_name(3.0), category_name("3"), category_name(True)
+        ('3', '3', 'True')
+    """
+    if isinstance(value, str):
+        return value
+    if isinstance(value, (bool, np.bool_)):
+        return str(bool(value))
+    if isinstance(value, numbers.Integral):
+        return str(int(value))
+    if isinstance(value, (numbers.Real, decimal.Decimal)):
+        number = float(value)
+        return str(int(number)) if number.is_integer() else repr(number)
+    _refuse("holds something else than text or numbers")
+
+
+def _encode(cells: Any, n: int, columns: Sequence[Mapping[str, Any]]) -> npt.NDArray[np.float32]:
+    """Encodes `cells`, which hold a Series or an array of n by the name of the column."""
+    widths = [
+        (1 if column["categories"] is None else len(column["categories"]))
+        + (column["missing"] == "flagged")
+        for column in columns
+    ]
+    features = np.zeros((n, sum(widths)), np.float32)
+    start = 0
+    for column, width in zip(columns, widths, strict=True):
+        encode = _encode_numbers if column["categories"] is None else _encode_categories
+        missing = encode(cells[column["name"]], column, features[:, start : start + width])
+        if column["missing"] == "refused" and missing.any():
+            _refuse(f"lacks a value in column {column['name']!r}", int(missing.argmax()))
+        if column["missing"] == "flagged":
+            features[:, start + width - 1] = missing
+        start += width
+    return features
+
+
+def _encode_numbers(
+    cells: Any, column: Mapping[str, Any], out: npt.NDArray[np.float32]
+) -> npt.NDArray[np.bool_]:
+    """Writes the numbers into the first feature of `out`; returns where they are missing."""
+    values = _column_numbers(cells, column["name"])
+    missing: npt.NDArray[np.bool_] = np.isnan(values)
+    with np.errstate(over="ignore"):
+        out[:, 0] = values
+    infinite = ~np.isfinite(out[:, 0]) & ~missing
+    if infinite.any():
+        wrong = f"holds infinity or a number too large in column {column['name']!r}"
+        _refuse(wrong, int(infinite.argmax()))
+    out[:, 0] += np.float32(0)  # -0.0 becomes 0.0
+    if column["fill"] is not None:
+        out[missing, 0] = column["fill"]
+    return missing
+
+
+def _column_numbers(cells: Any, name: str) -> npt.NDArray[Any]:
+    """Returns numbers of any dtype, NaN where missing."""
+    import pandas as pd
+
+    if not isinstance(cells.dtype, np.dtype) and pd.api.types.is_numeric_dtype(cells.dtype):
+        return np.asarray(cells.to_numpy(np.float64, na_value=np.nan))
+    if cells.dtype.kind in "biuf":
+        return np.asarray(cells)
+    objects = np.asarray(cells, object)
+    values = np.full(len(objects), np.nan)
+    there = np.flatnonzero(~pd.isna(objects))
+    if pd.api.types.infer_dtype(objects, skipna=True) in _NUMBERS:
+        with contextlib.suppress(OverflowError, ValueError):  # the loop below says in which row
+            values[there] = objects[there].astype(np.float64)
+            return values
+    for row in there.tolist():
+        if isinstance(objects[row], str) and not objects[row]:
+            continue
+        try:
+            values[row] = _number(objects[row])
+        except _BadInputError as err:
+            _refuse(f"{err} in column {name!r}", row)
+    return values
+
+
+def _encode_categories(
+    cells: Any, column: Mapping[str, Any], out: npt.NDArray[np.float32]
+) -> npt.NDArray[np.bool_]:
+    """Writes 1.0 into the feature of each row's category; returns where it is missing."""
+    codes, names = _column_names(cells, column["name"])
+    known = {category: feature for feature, category in enumerate(column["categories"])}
+    # The code -1 means missing: the last of these.
+    feature = np.array([*(known.get(name, -1) for name in names), -1])[codes]
+    rows = np.flatnonzero(feature >= 0)
+    out[rows, feature[rows]] = 1.0
+    missing: npt.NDArray[np.bool_] = np.array([*(not name for name in names), True])[codes]
+    return missing
+
+
+def _column_names(cells: Any, name: str) -> tuple[npt.NDArray[np.int64], list[str]]:
+    """Returns names of categories, and for each row the index of its own.
+
+    Where a cell is missing the index is -1, or that of an empty name.
+    """
+    import pandas as pd
+
+    if len(cells) > _FEW and _can_factorize(cells):
+        codes, distinct = pd.factorize(cells)
+    else:
+        codes, distinct = np.arange(len(cells)), np.asarray(cells, object)
+    names = []
+    for code, (value, missing) in enumerate(zip(distinct, pd.isna(distinct), strict=True)):
+        try:
+            names.append("" if missing else category_name(value))
+        except _BadInputError as err:
+            _refuse(f"{err} in column {name!r}", int((codes == code).argmax()))
+    return codes, names
+
+
+def _can_factorize(cells: Any) -> bool:
+    """Whether equal cells are the same category: among objects True is equal to 1."""
+    import pandas as pd
+
+    if cells.dtype != object:
+        return True
+    sort = pd.api.types.infer_dtype(cells, skipna=True)
+    return sort == "string" or sort in _NUMBERS
+
+
 # Rows in.
 
 
-class _Rows:
-    """Turns any form of a request into one checked array of shape (n, *shape)."""
+def _rows_for(spec: Mapping[str, Any]) -> _Rows:
+    """Returns what reads the rows of a model; `spec` is what `InputSpec.to_json` gave."""
+    if spec["columns"] is not None:
+        return _TableRows(spec)
+    if spec["ragged"]:
+        return _RaggedRows(spec)
+    return _ImageRows(spec) if spec["kind"] == "image" else _Rows(spec)
 
-    def __init__(self, shape: Sequence[int], dtype: str, columns: Sequence[str] | None) -> None:
-        self.shape = tuple(shape)
+
+class _Rows:
+    """Turns any form of a request into one checked array of shape (n, *shape).
+
+    This one reads rows of one shape without names; what images, sequences of unequal length and
+    tables have of their own is in the classes below.
+    """
+
+    def __init__(self, spec: Mapping[str, Any]) -> None:
+        self.shape = tuple(spec["shape"])
         self.size = math.prod(self.shape)
-        self.dtype = np.dtype(dtype).newbyteorder("<")
-        self.columns = list(columns) if columns is not None else None
+        self.dtype = np.dtype(spec["dtype"]).newbyteorder("<")
 
     @property
     def expected(self) -> str:
-        """The shape and dtype, and the columns where they are few, for the end of a sentence."""
-        words = f"{self.dtype.name} of shape (n, {', '.join(map(str, self.shape))})"
-        if self.columns is not None and len(self.columns) <= 20:
-            words += f" with columns {', '.join(self.columns)}"
-        return words
+        """What rows should be, for the end of a sentence."""
+        return f"{self.dtype.name} of shape (n, {', '.join(map(str, self.shape))})"
 
     def parse(self, data: Any) -> npt.NDArray[Any]:
         """Returns `data` as an array (n, *shape) of the model's dtype; raises _BadInputError."""
@@ -340,12 +447,12 @@ class _Rows:
                 _refuse("the input holds text where numbers were expected")
             return self._from_text(array.tolist())
         if array.dtype.kind == "O":
-            if array.ndim == 1 and len(array) and all(np.ndim(row) for row in array):
+            if array.ndim == 1 and len(array) and all(map(_is_nested, array)):
                 return self._from_nested(list(array))
             array = _numbers(array)
         if array.dtype.kind not in "biuf":
             _refuse(f"the input holds {array.dtype.name} where numbers were expected")
-        return self._cast(self._reshape(array))
+        return self._cast(self._stacked(array))
 
     def _from_list(self, rows: Sequence[Any]) -> npt.NDArray[Any]:
         if rows and all(isinstance(row, (str, bytes)) for row in rows):
@@ -353,7 +460,7 @@ class _Rows:
         if rows and all(isinstance(row, Mapping) for row in rows):
             import pandas as pd
 
-            return self._from_frame(pd.DataFrame([dict(row) for row in rows]))
+            return self._from_frame(pd.DataFrame(_columns_of(rows)))
         try:
             array = np.asarray(rows)
         except (ValueError, TypeError, OverflowError):
@@ -368,19 +475,12 @@ class _Rows:
                 array = np.asarray(row)
             except (ValueError, TypeError, OverflowError):
                 _refuse("is ragged, or not made of numbers", index)
-            if array.shape != self.shape and array.shape != (self.size,):
-                _refuse(f"has shape {array.shape}", index)
-            if array.dtype.kind == "O":
-                array = _numbers(array, index)
-            if array.dtype.kind not in "biuf":
-                _refuse("holds something else than numbers", index)
-            parsed.append(array.reshape(self.shape))
+            parsed.append(self._row(array, index))
         return self._cast(np.stack(parsed))
 
     def _from_text(self, rows: Sequence[str | bytes]) -> npt.NDArray[Any]:
         """Base64 strings, or raw bytes (a binary column of Parquet), one a row."""
-        n_bytes = self.size * self.dtype.itemsize
-        raw = bytearray()
+        parsed = []
         for index, row in enumerate(rows):
             if isinstance(row, bytes):
                 content = row
@@ -391,62 +491,52 @@ class _Rows:
                     _refuse("is text but not base64", index)
             else:
                 _refuse("is not a base64 string", index)
-            if len(content) != n_bytes:
-                _refuse(f"decodes to {len(content)} bytes; expected {n_bytes}", index)
-            raw += content
-        array = np.frombuffer(raw, dtype=self.dtype).reshape(len(rows), *self.shape)
-        return self._cast(array)
+            parsed.append(self._decoded(content, index))
+        return self._cast(np.stack(parsed))
 
     def _from_columns(self, columns: Mapping[Any, Any]) -> npt.NDArray[Any]:
-        import pandas as pd
-
-        if self.columns is None:
-            _refuse("the input is a dictionary, but this model knows no column names")
-        try:
-            frame = pd.DataFrame({name: np.asarray(values) for name, values in columns.items()})
-        except (ValueError, TypeError):
-            _refuse("the input's columns are not flat lists of one length")
-        return self._from_frame(frame)
+        _refuse("the input is a dictionary, but this model knows no column names")
 
     def _from_frame(self, frame: Any) -> npt.NDArray[Any]:
         if not len(frame):
-            return np.empty((0, *self.shape), self.dtype)
+            return self._no_rows()
         if frame.shape[1] == 1:
-            column = frame.iloc[:, 0]
-            if column.dtype.kind == "O" or str(column.dtype) in ("str", "string"):
-                rows = column.tolist()
-                if any(isinstance(row, (str, bytes)) for row in rows):
-                    return self._from_text(rows)
-                if any(isinstance(row, (list, tuple, np.ndarray)) for row in rows):
-                    return self._from_nested(rows)
-        names = list(frame.columns)
-        positional = names == list(range(len(names)))
-        if self.columns is not None and not positional:
-            frame = frame[self._in_order(names)]
-        elif len(names) != self.size:
-            _refuse(f"the input has {len(names)} columns; expected {self.size}")
+            rows = self._from_single(frame.iloc[:, 0].tolist())
+            if rows is not None:
+                return rows
+        if frame.shape[1] != self.size:
+            _refuse(f"the input has {frame.shape[1]} columns; expected {self.size}")
         array = frame.to_numpy()
         if array.dtype.kind not in "biuf":
             array = _numbers(array.astype(object))
         return self._cast(array.reshape(len(array), *self.shape))
 
-    def _in_order(self, names: list[Any]) -> list[str]:
-        assert self.columns is not None
-        missing = [name for name in self.columns if name not in names]
-        extra = [name for name in names if name not in self.columns]
-        if missing:
-            more = f" and {len(missing) - 5} more" if len(missing) > 5 else ""
-            _refuse(f"column {', '.join(missing[:5])}{more} is missing")
-        if extra:
-            # Named only when all others are there: the "names" of a CSV without a header are data.
-            _refuse(f"column {str(extra[0])[:40]!r} is not one of this model's")
-        if len(names) != len(self.columns):
-            _refuse("a column is there twice")
-        return self.columns
+    def _from_single(self, cells: Sequence[Any]) -> npt.NDArray[Any] | None:
+        """Reads the only column of a table where its cells are whole rows."""
+        if any(isinstance(cell, (str, bytes)) for cell in cells):
+            return self._from_text(cells)
+        return self._from_nested(cells) if any(map(_is_nested, cells)) else None
 
-    def _reshape(self, array: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    def _no_rows(self) -> npt.NDArray[Any]:
+        return np.empty((0, *self.shape), self.dtype)
+
+    def _row(self, array: npt.NDArray[Any], index: int) -> npt.NDArray[Any]:
+        """Returns one row in `shape`."""
+        if array.shape != self.shape and array.shape != (self.size,):
+            _refuse(f"has shape {array.shape}", index)
+        return _checked_numbers(array, index).reshape(self.shape)
+
+    def _decoded(self, content: bytes, index: int) -> npt.NDArray[Any]:
+        """Returns the row that lies in bytes."""
+        n_bytes = self.size * self.dtype.itemsize
+        if len(content) != n_bytes:
+            _refuse(f"decodes to {len(content)} bytes; expected {n_bytes}", index)
+        return np.frombuffer(content, self.dtype).reshape(self.shape)
+
+    def _stacked(self, array: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        """Returns an array of rows in (n, *shape)."""
         if array.shape == (0,):
-            return np.empty((0, *self.shape), self.dtype)
+            return self._no_rows()
         if array.ndim and array.shape[1:] in (self.shape, (self.size,)):
             return array.reshape(len(array), *self.shape)
         if array.shape == self.shape:
@@ -461,17 +551,264 @@ class _Rows:
             good = (array >= 0) & (array <= np.iinfo(self.dtype).max)
             if array.dtype.kind == "f":
                 good &= np.floor(array) == array
-            _first_bad(good, "holds a value that is not a whole number from 0 to 255")
+            self._refuse_first(good, "holds a value that is not a whole number from 0 to 255")
             return array.astype(self.dtype)
         with np.errstate(over="ignore"):
             cast = array.astype(self.dtype, copy=False)
-        if not np.isfinite(cast).all():
-            _first_bad(np.isfinite(cast), "holds NaN, infinity or a number too large")
+        good = np.isfinite(cast)
+        self._refuse_first(good, "holds NaN, infinity or a number too large")
         return cast
+
+    def _refuse_first(self, good: npt.NDArray[np.bool_], wrong: str) -> None:
+        """Refuses the first row that has anything not `good`."""
+        if not good.all():
+            _refuse(wrong, int(np.unravel_index(good.argmin(), good.shape)[0]))
+
+
+class _ImageRows(_Rows):
+    """Images: those of uint8 may come as files."""
+
+    @property
+    def expected(self) -> str:
+        return super().expected + (", or PNG or JPEG files" if self.dtype.kind == "u" else "")
+
+    def _decoded(self, content: bytes, index: int) -> npt.NDArray[Any]:
+        is_jpeg = content.startswith(_JPEG) and content.endswith(b"\xff\xd9")
+        if not is_jpeg and not content.startswith(_PNG):
+            return super()._decoded(content, index)
+        if self.dtype.kind != "u":
+            _refuse("is a PNG or JPEG file, but this model takes raw values only", index)
+        height, width, channels = self.shape
+        try:
+            return decode_picture(content, (height, width, channels))
+        except ValueError as err:
+            _refuse(str(err), index)
+
+
+class _RaggedRows(_Rows):
+    """Sequences of unequal length: padded as `Dataset.part` pads them in training."""
+
+    def __init__(self, spec: Mapping[str, Any]) -> None:
+        super().__init__(spec)
+        self.time, self.features = self.shape[0], self.shape[1] - 1
+        # In the model's dtype, as in training.
+        self.padding = np.array([*spec["mean"][:-1], 0.0], self.dtype)
+
+    @property
+    def expected(self) -> str:
+        steps = f"of 1 to {self.time} steps and {self.features} features"
+        return f"{self.dtype.name} sequences {steps}"
+
+    def _row(self, array: npt.NDArray[Any], index: int) -> npt.NDArray[Any]:
+        if array.ndim != 2 or array.shape[1] != self.features:
+            return super()._row(array, index)
+        padded: npt.NDArray[Any] = self._padded(_checked_numbers(array, index)[None], index)[0]
+        return padded
+
+    def _decoded(self, content: bytes, index: int) -> npt.NDArray[Any]:
+        n_bytes = self.features * self.dtype.itemsize
+        if len(content) % n_bytes:
+            _refuse(f"decodes to {len(content)} bytes; expected a multiple of {n_bytes}", index)
+        steps = np.frombuffer(content, self.dtype).reshape(1, -1, self.features)
+        padded: npt.NDArray[Any] = self._padded(steps, index)[0]
+        return padded
+
+    def _stacked(self, array: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        if array.ndim != 3 or array.shape[2] != self.features:
+            return super()._stacked(array)
+        return self._padded(array, 0) if len(array) else self._no_rows()
+
+    def _padded(self, steps: npt.NDArray[Any], index: int) -> npt.NDArray[Any]:
+        """Returns (n, time, features + 1) of sequences of one length (n, steps, features)."""
+        n, n_steps, _ = steps.shape
+        if not 1 <= n_steps <= self.time:
+            _refuse(f"has {n_steps} steps; expected 1 to {self.time}", index)
+        padded = np.empty((n, *self.shape), np.result_type(steps, self.padding))
+        padded[:, :n_steps, :-1] = steps
+        padded[:, :n_steps, -1] = 1
+        padded[:, n_steps:] = self.padding
+        return padded
+
+
+class _TableRows(_Rows):
+    """Tables with columns: cells by name in any order or by position, or features."""
+
+    def __init__(self, spec: Mapping[str, Any]) -> None:
+        super().__init__(spec)
+        self.columns = list(spec["columns"])
+        self.names = [column["name"] for column in self.columns]
+        self.has_categories = any(column["categories"] is not None for column in self.columns)
+        # Plain: the cells are the features.
+        self.is_plain = not self.has_categories and all(
+            column["missing"] == "refused" for column in self.columns
+        )
+
+    @property
+    def expected(self) -> str:
+        sorts = ", ".join(
+            f"{column['name']} ({'number' if column['categories'] is None else 'category'})"
+            for column in self.columns
+        )
+        if len(sorts) > 1000:
+            return f"a table with {len(self.columns)} columns"
+        return f"a table with columns {sorts}"
+
+    def _from_array(self, array: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        is_features = array.dtype.kind in "biuf" and self.is_plain
+        is_wrong = array.dtype.kind == "U" and not self.has_categories
+        if array.ndim != 2 or array.shape[1] != len(self.names) or is_features or is_wrong:
+            return super()._from_array(array)
+        return self._from_cells(self.names, list(map(_flat, array.T)))
+
+    def _from_list(self, rows: Sequence[Any]) -> npt.NDArray[Any]:
+        if rows and all(isinstance(row, Mapping) for row in rows):
+            return self._from_columns(_columns_of(rows))
+        if rows and not self.is_plain and all(isinstance(row, (list, tuple)) for row in rows):
+            return self._from_nested(rows)  # an array would make text of numbers beside text
+        return super()._from_list(rows)
+
+    def _from_nested(self, rows: Sequence[Any]) -> npt.NDArray[Any]:
+        width = len(self.names)
+        is_row = [_is_nested(row) and len(row) == width for row in rows]
+        if self.is_plain or not any(is_row):
+            return super()._from_nested(rows)
+        if not all(is_row):
+            _refuse(f"is not a list of {width} cells", is_row.index(False))
+        cells = [_objects((row[i] for row in rows), len(rows)) for i in range(width)]
+        return self._from_cells(self.names, cells)
+
+    def _from_columns(self, columns: Mapping[Any, Any]) -> npt.NDArray[Any]:
+        if not all(_is_nested(values) for values in columns.values()):
+            _refuse("the input's columns are not lists")
+        if len(columns) == 1 and not columns.keys() <= set(self.names):
+            ((_, values),) = columns.items()
+            rows = self._from_single(list(values))
+            if rows is not None:
+                return rows
+        cells = list(map(_flat, columns.values()))
+        shapes = {values.shape for values in cells}
+        if len(shapes) > 1 or any(len(shape) != 1 for shape in shapes):
+            _refuse("the input's columns are not flat lists of one length")
+        if shapes <= {(0,)}:
+            return self._no_rows()
+        return self._from_cells(list(columns), cells)
+
+    def _from_frame(self, frame: Any) -> npt.NDArray[Any]:
+        if not len(frame):
+            return self._no_rows()
+        names = list(frame.columns)
+        if names == list(range(len(names))):  # no names at all
+            if len(names) in (1, self.size) and len(names) != len(self.names):
+                return super()._from_frame(frame)
+            if len(names) != len(self.names):
+                _refuse(f"the input has {len(names)} columns; expected {len(self.names)}")
+            names = self.names
+        elif len(names) == 1 and names[0] not in self.names:
+            rows = self._from_single(frame.iloc[:, 0].tolist())
+            if rows is not None:
+                return rows
+        if self.is_plain:  # all at once is faster
+            self._check_names(names)
+            array = frame.to_numpy()
+            if array.dtype.kind in "biuf":
+                place = {name: index for index, name in enumerate(names)}
+                array = array[:, [place[name] for name in self.names]]
+                self._refuse_first(~np.isnan(array), "lacks a value")
+                return self._cast(array)
+        return self._from_cells(names, [cells for _, cells in frame.items()])
+
+    def _from_cells(self, names: Sequence[Any], cells: Sequence[Any]) -> npt.NDArray[Any]:
+        """Encodes columns, each a Series or a flat array."""
+        self._check_names(names)
+        found = dict(zip(names, cells, strict=True))
+        for column in self.columns:
+            values = found[column["name"]]
+            if isinstance(values, np.ndarray) and values.dtype.kind == "U":
+                found[column["name"]] = _as_said(values, column)
+            elif isinstance(values, np.ndarray) and values.dtype.kind not in "biufO":
+                _refuse(f"column {column['name']!r} holds {values.dtype.name}")
+        return self._cast(_encode(found, len(cells[0]), self.columns))
+
+    def _check_names(self, names: Sequence[Any]) -> None:
+        own, given = set(self.names), set(names)
+        missing = [repr(name) for name in self.names if name not in given]
+        if missing:
+            more = f" and {len(missing) - 5} more" if len(missing) > 5 else ""
+            are = "columns {} are" if len(missing) > 1 else "column {} is"
+            _refuse(f"{are.format(', '.join(missing[:5]) + more)} missing")
+        for name in names:
+            if name not in own:
+                # Only when all others are there: the "names" of a CSV without a header are data.
+                _refuse(f"column {str(name)[:40]!r} is not one of this model's")
+        if len(names) != len(self.names):
+            twice = next(name for i, name in enumerate(names) if name in names[:i])
+            _refuse(f"column {twice!r} is there twice")
+
+    def _refuse_first(self, good: npt.NDArray[np.bool_], wrong: str) -> None:
+        if not self.is_plain or good.all():
+            super()._refuse_first(good, wrong)
+            return
+        row, column = np.unravel_index(good.argmin(), good.shape)
+        _refuse(f"{wrong} in column {self.names[column]!r}", int(row))
+
+
+def _is_nested(value: Any) -> bool:
+    return isinstance(value, (list, tuple)) or (isinstance(value, np.ndarray) and value.ndim > 0)
 
 
 def _is_text_list(array: npt.NDArray[Any]) -> bool:
     return array.ndim == 1 and len(array) > 0 and isinstance(array[0], (str, bytes))
+
+
+def _columns_of(records: Sequence[Mapping[Any, Any]]) -> dict[Any, npt.NDArray[Any]]:
+    """Returns records as columns; a cell that only some records have is None in the others."""
+    names = dict.fromkeys(name for record in records for name in record)
+    return {
+        name: _objects((record.get(name) for record in records), len(records)) for name in names
+    }
+
+
+def _objects(values: Iterable[Any], n: int) -> npt.NDArray[Any]:
+    """Returns values as they are in a flat array of objects; MLflow puts each into an array."""
+    plain = (
+        value.item() if isinstance(value, np.ndarray) and value.ndim == 0 else value
+        for value in values
+    )
+    return np.fromiter(plain, object, n)
+
+
+def _flat(cells: Any) -> npt.NDArray[Any]:
+    """Returns the cells of one column as an array that leaves each what it is."""
+    if isinstance(cells, np.ndarray) and cells.dtype.kind != "O":
+        return cells
+    return _objects(cells, len(cells))
+
+
+def _as_said(texts: npt.NDArray[Any], column: Mapping[str, Any]) -> npt.NDArray[Any]:
+    """Returns cells with their numbers as numbers again.
+
+    Of a list that holds numbers and text MLflow makes an array of text: 3.0 becomes "3.0". What
+    is the name of a category stays text.
+    """
+    names = frozenset(column["categories"] or ())
+    cells = texts.tolist()
+    return _objects((text if text in names else _said(text) for text in cells), len(cells))
+
+
+def _said(text: str) -> Any:
+    for read in (int, float):
+        with contextlib.suppress(ValueError):
+            if str(read(text)) == text:
+                return read(text)
+    return {"True": True, "False": False}.get(text, text)
+
+
+def _checked_numbers(row: npt.NDArray[Any], index: int) -> npt.NDArray[Any]:
+    if row.dtype.kind == "O":
+        return _numbers(row, index)
+    if row.dtype.kind not in "biuf":
+        _refuse("holds something else than numbers", index)
+    return row
 
 
 def _numbers(array: npt.NDArray[Any], row: int | None = None) -> npt.NDArray[np.float64]:
@@ -479,22 +816,25 @@ def _numbers(array: npt.NDArray[Any], row: int | None = None) -> npt.NDArray[np.
     result = np.empty(array.shape, np.float64)
     for index, value in np.ndenumerate(array):
         plain = value.item() if isinstance(value, np.ndarray) and value.ndim == 0 else value
-        at = row if row is not None else index[0] if index else None
-        if plain is None:
-            _refuse("holds null", at)
-        if not isinstance(plain, (numbers.Real, np.bool_)):
-            _refuse("holds something else than numbers", at)
         try:
-            result[index] = float(plain)
-        except (OverflowError, ValueError, TypeError):
-            _refuse("holds a number too large", at)
+            result[index] = _number(plain)
+        except _BadInputError as err:
+            _refuse(str(err), row if row is not None else index[0] if index else None)
     return result
 
 
-def _first_bad(good: npt.NDArray[np.bool_], wrong: str) -> None:
-    rows = good.reshape(len(good), math.prod(good.shape[1:])).all(axis=1)
-    if not rows.all():
-        _refuse(wrong, int(np.argmin(rows)))
+def _number(value: Any) -> float:
+    """Returns a plain number as a float; text that says a number is none."""
+    if value is None:
+        _refuse("holds null")
+    if isinstance(value, (str, bytes)):
+        _refuse("holds text where a number was expected")
+    if not isinstance(value, (numbers.Real, np.bool_, decimal.Decimal)):
+        _refuse("holds something else than numbers")
+    try:
+        return float(value)
+    except (OverflowError, ValueError, TypeError):
+        _refuse("holds a number too large")
 
 
 # Answers out.
@@ -507,8 +847,7 @@ class _Model:
         self._task = podium["task"]
         self._class_names = list(podium["class_names"])
         self._likelihood = podium["likelihood"]
-        spec = podium["input"]
-        self._rows = _Rows(spec["shape"], spec["dtype"], spec["columns"])
+        self._rows = _rows_for(podium["input"])
         self._forward = forward
 
     def predict(self, model_input: Any, params: Mapping[str, Any] | None = None) -> Any:

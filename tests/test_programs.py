@@ -25,6 +25,14 @@ print("heavy", [name for name in sys.argv[2:] if name in sys.modules])
 """
 
 
+STATUS = """
+import sys
+from experiments.status import main
+code = main(sys.argv[2:])
+print("exit", code, [name for name in sys.argv[1].split() if name in sys.modules])
+"""
+
+
 def run(*command: str, **env: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, *command], env={**os.environ, **env}, capture_output=True, text=True
@@ -67,6 +75,15 @@ def test_wrong_input_is_one_line_exit_code_2_and_nothing_is_created(
     assert fragment in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1
     assert done.stdout == ""
+    assert not home.exists()
+
+
+def test_the_status_needs_neither_tensorflow_nor_mlflow_and_creates_nothing(tmp_path: Path) -> None:
+    home = tmp_path / "home"
+    done = run("-c", STATUS, "tensorflow keras mlflow distributed", "--all", MLOPS_HOME=str(home))
+    said, last = done.stdout.splitlines()
+    assert said.startswith("No sweep has run here yet")
+    assert last == "exit 0 []"
     assert not home.exists()
 
 

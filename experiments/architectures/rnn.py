@@ -21,7 +21,8 @@ class RNN(Architecture):
     """Recurrent layers of one width over the time axis; the last state goes to a Dense layer.
 
     An image `(height, width, channels)` is a sequence of `height` steps, each a row of
-    `width * channels` features.
+    `width * channels` features. Of sequences of unequal length the padding is masked, so that an
+    answer does not depend on how much of it there is.
     """
 
     name = "rnn"
@@ -54,6 +55,8 @@ class RNN(Architecture):
         if data.kind == "image":
             height, width, channels = data.shape
             x = keras.layers.Reshape((height, width * channels))(x)
+        if data.ragged:
+            x = keras.layers.Masking(0.0)(x)
         for index in range(params["n_layers"]):
             last = index == params["n_layers"] - 1
             layer = CELLS[params["cell"]](params["units"], return_sequences=not last)

@@ -80,19 +80,21 @@ def read_steps(frame: Any, names: tuple[str, ...], where: str) -> np.ndarray:
     Raises:
         DataError: Columns that cannot be used, all in one line.
     """
-    x, categories = read_columns(frame, names, (), where)
     wrong = []
-    for i, name in enumerate(names):
-        missing = np.isnan(x[:, i])
-        if categories is not None and categories[i] is not None:
-            what = "holds categories; expected numbers in the steps of a sequence"
-            wrong.append(Wrong(name, what, TO_NUMBERS))
-        elif missing.any():
-            what = "has missing values in the steps of a sequence: "
-            place = Place(where, name, is_column=True)
-            wrong.append(Wrong(name, what + _count(missing, place), FILL))
+    for name in names:
+        place = Place(where, name, is_column=True)
+        missing = np.asarray(frame[name].isna(), bool)
+        text = _is_text(frame[name], missing)
+        for bad, what, advice in (
+            (text, "text or categories", TO_NUMBERS),
+            (missing, "missing values", FILL),
+        ):
+            if bad.any():
+                what = f"has {what} in the steps of a sequence: {_count(bad, place)}"
+                wrong.append(Wrong(name, what, advice))
+                break
     refuse_columns(wrong, where)
-    return x
+    return read_columns(frame, names, (), where)[0]
 
 
 def refuse_columns(wrong: Iterable[Wrong], where: str) -> None:
@@ -104,7 +106,7 @@ def refuse_columns(wrong: Iterable[Wrong], where: str) -> None:
     said = "; ".join(f"column {one.column!r} {one.what}" for one in shown)
     head, counting, tail = said.partition(_COUNTING)
     said = head + counting + tail.replace(_COUNTING, "")  # said once is enough
-    more = f"; and {n_more} more columns cannot be used" if n_more > 0 else ""
+    more = f"; and {n_more} more" if n_more > 0 else ""
     advice = []
     for text in dict.fromkeys(one.advice for one in shown):
         names = listed([one.column for one in shown if one.advice == text])
@@ -114,6 +116,18 @@ def refuse_columns(wrong: Iterable[Wrong], where: str) -> None:
 
 def is_numeric(series: Any) -> bool:
     return isinstance(series.dtype, np.dtype) and series.dtype.kind in "biuf"
+
+
+def _is_text(series: Any, missing: np.ndarray) -> np.ndarray:
+    """Returns which cells are there and say no number, (n,) bool."""
+    import pandas as pd
+
+    text = ~missing
+    if is_numeric(series):
+        text[:] = False
+    elif not isinstance(series.dtype, pd.CategoricalDtype):
+        text[~missing] = np.isnan(_parsed(series[~missing]))
+    return text
 
 
 def _values(
@@ -165,6 +179,7 @@ def _parsed(there: Any) -> np.ndarray:
 
     if there.map(lambda value: isinstance(value, bool)).all():
         return np.asarray(there, np.float64)
+    # As text first: of an object column pandas takes no integer beyond float64.
     return np.asarray(pd.to_numeric(there.astype(str), errors="coerce"), np.float64)
 
 

@@ -18,7 +18,10 @@ from mlops.sources.arrays import checked_arrays, read_arrays
 from mlops.sources.files import one_line
 
 CLASS_NAMES: Final = {
-    "cifar10": "airplane automobile bird cat deer dog frog horse ship truck".split(),
+    "cifar10": [
+        *("airplane", "automobile", "bird", "cat", "deer"),
+        *("dog", "frog", "horse", "ship", "truck"),
+    ],
     "fashion_mnist": [
         *("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat"),
         *("Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot"),
@@ -49,8 +52,7 @@ def read_keras(name: str) -> Rows:
         path = Path(folder, "rows.npz")
         _fetch_keras(name, path)
         with path.open("rb") as file:
-            arrays = read_arrays(file, name)
-        return named_rows(name, f"keras.datasets.{name}", name, arrays)
+            return named_rows(name, f"keras.datasets.{name}", name, read_arrays(file, name))
 
 
 def named_rows(name: str, source: str, where: str, arrays: dict[str, np.ndarray]) -> Rows:

@@ -12,7 +12,7 @@ from typing import IO, Any
 import numpy as np
 
 from mlops.errors import DataError, UsageError
-from mlops.rows import Place, Rows, check_classes, checked_labels
+from mlops.rows import Place, Rows, check_classes, checked_labels, cut_sequences
 from mlops.sources.columns import (
     TO_NUMBERS,
     Wrong,
@@ -51,23 +51,16 @@ def read_table(path: Path, reading: Reading) -> Rows:
     if len(frame) == 0:
         raise DataError(f"{where} has zero rows, only a header.")
     labels = _labels(frame[label], Place(where, label, is_column=True))
+    name, source = safe_name(path), path.name
     if reading.sequence_id is None:
         x, categories = read_columns(frame, features, reading.categorical, where)
-        return Rows(
-            safe_name(path),
-            path.name,
-            where,
-            x,
-            labels,
-            columns=features,
-            categories=categories,
-            notes=notes,
-        )
-    sequence, step = _sequences(frame[reading.sequence_id], where, reading.sequence_id)
-    first = _one_label_each(sequence, labels, Place(where, label, is_column=True))
-    x = read_steps(frame, features, where)
-    x, ragged, notes = _padded(x, sequence, step)
-    return Rows(safe_name(path), path.name, where, x, labels[first], ragged=ragged, notes=notes)
+        return Rows(name, source, where, x, labels, None, features, categories, notes=notes)
+    id_place = Place(where, reading.sequence_id, is_column=True)
+    sequence = _sequences(frame[reading.sequence_id], id_place)
+    labels = _one_label_each(sequence, labels, Place(where, label, is_column=True))
+    steps = read_steps(frame, features, where)[np.argsort(sequence, kind="stable")]
+    x, ragged, notes = cut_sequences(steps, np.bincount(sequence), where)
+    return Rows(name, source, where, x, labels, ragged=ragged, notes=notes)
 
 
 # Files
@@ -132,12 +125,16 @@ def _read_parquet(
         raise DataError(f"{where} is not a Parquet file. Save it with to_parquet.")
     try:
         table = pq.ParquetFile(file, page_checksum_verification=True).read()
-        index = (table.schema.pandas_metadata or {}).get("index_columns", ())
-        columns = [name for name in table.column_names if name not in index]
+        metadata = table.schema.pandas_metadata or {"index_columns": (), "columns": ()}
+        columns = [name for name in table.column_names if name not in metadata["index_columns"]]
         _check_header(columns, where)
         table = table.select(columns)
         refuse_columns(_of_other_types(table), where)
-        return columns, table.to_pandas(ignore_metadata=True), ()
+        frame = table.to_pandas(ignore_metadata=True)
+        for known in metadata["columns"]:  # of numbers pandas forgets that they were categories
+            if known["pandas_type"] == "categorical" and known["field_name"] in columns:
+                frame[known["field_name"]] = frame[known["field_name"]].astype("category")
+        return columns, frame, ()
     except DataError:
         raise
     except Exception as err:  # a damaged file fails in a dozen ways
@@ -237,27 +234,22 @@ def _labels(y: Any, place: Place) -> np.ndarray:
     return labels
 
 
-def _sequences(ids: Any, where: str, name: str) -> tuple[np.ndarray, np.ndarray]:
-    """Returns for each line the sequence it belongs to, in order of appearance, and its step."""
+def _sequences(ids: Any, place: Place) -> np.ndarray:
+    """Returns for each line the sequence that it belongs to, numbered as they first appear."""
     import pandas as pd
 
-    place = Place(where, name, is_column=True)
     place.refuse(ids.isna().to_numpy(), "missing values", ". Say which sequence each line is of.")
-    sequence = pd.factorize(ids)[0]
-    lengths = np.bincount(sequence)
-    if lengths.max() == 1:
+    sequence: np.ndarray = pd.factorize(ids)[0]
+    if len(sequence) == sequence.max() + 1:
         raise DataError(
             f"{place} is another in every line, so that no sequence has two steps. Leave out "
             "--sequence-id, or name the column that is equal in all lines of a sequence."
         )
-    order = np.argsort(sequence, kind="stable")
-    step = np.empty_like(sequence)
-    step[order] = np.arange(len(order)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
-    return sequence, step
+    return sequence
 
 
 def _one_label_each(sequence: np.ndarray, labels: np.ndarray, place: Place) -> np.ndarray:
-    """Returns the first line of each sequence; its label is that of all its lines."""
+    """Returns the label of each sequence, which all its lines have."""
     first = np.unique(sequence, return_index=True)[1]
     differs = labels != labels[first][sequence]
     if differs.any():
@@ -270,20 +262,4 @@ def _one_label_each(sequence: np.ndarray, labels: np.ndarray, place: Place) -> n
             "these lines, or give these sequences other identifiers."
         )
     check_classes(labels[first], place)
-    return first
-
-
-def _padded(
-    x: np.ndarray, sequence: np.ndarray, step: np.ndarray
-) -> tuple[np.ndarray, bool, tuple[str, ...]]:
-    """Returns lines as sequences; where lengths differ padded, with one more feature: see Rows."""
-    lengths = np.bincount(sequence)
-    n, shortest, longest = len(lengths), int(lengths.min()), int(lengths.max())
-    ragged = shortest < longest
-    rows = np.zeros((n, longest, x.shape[1] + ragged), "<f4")
-    rows[sequence, step, : x.shape[1]] = x
-    if not ragged:
-        return rows, False, ()
-    rows[sequence, step, -1] = 1.0
-    note = f"{n} sequences of {shortest} to {longest} steps, padded to {longest} at their end."
-    return rows, True, (note,)
+    return labels[first]

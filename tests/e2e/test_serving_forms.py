@@ -15,11 +15,11 @@ import numpy as np
 import pytest
 
 from tests.e2e.serving import Scorer, free_port, serve
-from tests.packaged_models import HTTP_FORMS, Packaged, bad_bodies, build
+from tests.packaged_models import Packaged, bad_bodies, build, http_forms
 
-# The scoring server's code runs for all five kinds in tests/mlops/test_scoring.py; here the two
+# The scoring server's code runs for every kind in tests/mlops/test_scoring.py; here the two
 # that differ most go through the real process.
-SERVED = ("table", "vae")
+SERVED = ("mixed", "vae")
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,13 +54,14 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Serve
         }
 
 
-@pytest.mark.parametrize("kind", SERVED)
-@pytest.mark.parametrize("form", HTTP_FORMS)
+@pytest.mark.parametrize(
+    ("kind", "form"), [(kind, form) for kind in SERVED for form in http_forms(kind)]
+)
 def test_every_form_over_http_gives_the_same_answer(
     served: dict[str, Served], kind: str, form: str
 ) -> None:
     server = served[kind]
-    content_type, body = HTTP_FORMS[form](server.packaged.rows, server.packaged.spec)
+    content_type, body = http_forms(kind)[form](server.packaged.rows, server.packaged.spec)
     status, text = server.post(body, content_type)
     assert status == 200, text
     answer = json.loads(text)["predictions"]
@@ -76,9 +77,9 @@ def test_every_form_over_http_gives_the_same_answer(
 
 
 def test_labels_over_http(served: dict[str, Served]) -> None:
-    packaged = served["table"].packaged
-    body = {"inputs": packaged.rows.tolist(), "params": {"labels": True}}
-    _, text = served["table"].post(body)
+    packaged = served["mixed"].packaged
+    body = {"inputs": packaged.rows, "params": {"labels": True}}
+    _, text = served["mixed"].post(body)
     best = packaged.outputs[0].argmax(axis=1)
     labels = [row["label"] for row in json.loads(text)["predictions"]]
     assert labels == [packaged.spec.class_names[i] for i in best]

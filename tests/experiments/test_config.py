@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from experiments.config import BUILT_IN, SweepConfig
+from experiments.config import BUILT_IN, SweepConfig, fixes_of
 from mlops.errors import UsageError
 
 CONFIG = SweepConfig()
@@ -206,7 +206,7 @@ def test_a_fix_goes_before_the_table_and_one_for_an_architecture_before_one_for_
     )
     assert config.space_of(CNN) == {"filters": 32, "dropout": 0.1}
     assert config.space_of(BUILT_IN["rnn"]) == {"filters": 128}
-    assert [fix.key for fix in config.fixes_of(DNN)] == ["filters", "dnn.units"]
+    assert [fix.key for fix in fixes_of(config.fix, DNN)] == ["filters", "dnn.units"]
 
 
 def test_a_config_is_plain_as_json_and_stays_hashable() -> None:

@@ -16,8 +16,7 @@ from optuna.distributions import (
     json_to_distribution,
 )
 
-from experiments.architectures import Description
-from experiments.config import BUILT_IN, SweepConfig
+from experiments.config import BUILT_IN
 from experiments.entries import parse_fix, static_errors, table_name
 from experiments.space import (
     Space,
@@ -229,82 +228,59 @@ def test_a_fix_is_one_value(entry: str) -> None:
     assert "under [space.NAME]" in wrong[0]
 
 
-def describe(name: str, *params: str, left_out: str | None = None) -> Description:
-    known = {param: distribution_to_json(SPACE[param]) for param in params}
-    first = {param: grid(SPACE)[param][0] for param in params}
-    if left_out is not None:
-        known, first = {}, {}
-    return Description(
-        **{one: None for one in Description.__slots__}
-        | {
-            "path": BUILT_IN.get(name, name),
-            "name": name,
-            "left_out": left_out,
-            "space": known,
-            "baseline": first,
-        }
-    )
+def own(*params: str) -> Space:
+    return {param: SPACE[param] for param in params}
 
 
-DNN = describe("dnn", "units", "dropout")
-RNN = describe("rnn", "units", "cell")
+DNN, RNN, OWN = BUILT_IN["dnn"], BUILT_IN["rnn"], "module:Own"
+SPACES = {DNN: own("units", "dropout"), RNN: own("units", "cell")}
 
 
 def test_each_architecture_is_narrowed_by_what_is_meant_for_it() -> None:
-    config = SweepConfig(
-        space={"dnn": {"units": {"low": 64}}, "cnn": {"filters": 16}},
-        fix=("dropout=0.3", "rnn.units=256", "cell=lstm", "cnn.filters=3"),
-    )
-    (dnn, rnn), errors = narrow_all([DNN, RNN], config)
+    tables: dict[str, dict[str, Any]] = {"dnn": {"units": {"low": 64}}, "cnn": {"filters": 16}}
+    fixes = ("dropout=0.3", "rnn.units=256", "cell=lstm", "cnn.filters=3")
+    narrowed, errors = narrow_all(SPACES, tables, fixes)
     assert errors == []
-    spaces = [
-        {name: json_to_distribution(text) for name, text in one.space.items()} for one in (dnn, rnn)
-    ]
-    assert spaces[0] == {
-        "units": IntDistribution(64, 512, log=True),
-        "dropout": CategoricalDistribution([0.3]),
+    assert narrowed == {
+        DNN: {
+            "units": IntDistribution(64, 512, log=True),
+            "dropout": CategoricalDistribution([0.3]),
+        },
+        RNN: {
+            "units": CategoricalDistribution([256]),
+            "cell": CategoricalDistribution(["lstm"]),
+        },
     }
-    assert spaces[1] == {
-        "units": CategoricalDistribution([256]),
-        "cell": CategoricalDistribution(["lstm"]),
-    }
-    assert dnn.baseline == {"units": 64, "dropout": 0.3}
-    assert rnn.baseline == {"units": 256, "cell": "lstm"}
+    assert SPACES[DNN] == own("units", "dropout")
 
 
 def test_a_fix_goes_before_what_the_table_leaves() -> None:
-    config = SweepConfig(space={"dnn": {"dropout": 0.1}}, fix=("dropout=0.4",))
-    (dnn,), errors = narrow_all([DNN], config)
+    narrowed, errors = narrow_all(SPACES, {"dnn": {"dropout": 0.1}}, ("dropout=0.4",))
     assert errors == []
-    assert dnn.baseline["dropout"] == 0.4
+    assert narrowed[DNN]["dropout"] == CategoricalDistribution([0.4])
 
 
 def test_nothing_said_changes_nothing() -> None:
-    left_out = describe("cnn", left_out="takes images")
-    assert narrow_all([DNN, left_out, RNN], SweepConfig()) == ([DNN, left_out, RNN], [])
+    assert narrow_all(SPACES, {}, ()) == (SPACES, [])
 
 
 def test_an_unknown_param_of_a_fix_is_answered_with_the_nearest_one() -> None:
-    config = SweepConfig(fix=("unist=3", "rnn.dropout=0.5", "cell=x", "vae.latent=3"))
-    _, errors = narrow_all([DNN, RNN, describe("vae", left_out="takes images")], config)
-    assert len(errors) == 3
-    assert "--fix unist: there is no such param; expected one of units, dropout, cell" in errors[0]
-    assert "did you mean 'units'?" in errors[0]
-    assert "--fix rnn.dropout: there is no such param; expected one of units, cell" in errors[1]
-    assert "--fix cell: x is unknown; expected one of gru, lstm" in errors[2]
+    fixes = ("unist=3", "rnn.dropout=0.5", "cell=x", "vae.latent=3")
+    first, second, third = sorted(narrow_all(SPACES, {}, fixes)[1])
+    assert "--fix cell: x is unknown; expected one of gru, lstm" in first
+    assert "--fix rnn.dropout: there is no such param; expected one of units, cell" in second
+    assert "--fix unist: there is no such param; expected one of units, dropout, cell" in third
+    assert "did you mean 'units'?" in third
 
 
 def test_what_is_wrong_for_two_architectures_is_said_once() -> None:
-    _, errors = narrow_all([DNN, RNN], SweepConfig(fix=("units=1.5",)))
+    errors = narrow_all(SPACES, {}, ("units=1.5",))[1]
     assert errors == ["--fix units: must be a whole number, got 1.5"]
 
 
 def test_an_own_architecture_is_called_as_on_the_command_line() -> None:
-    own = describe("module:Own", "units")
-    config = SweepConfig(space={"module:Own": {"units": 1.5}})
-    assert narrow_all([own], config)[1] == [
-        '[space."module:Own"] units: must be a whole number, got 1.5'
-    ]
+    errors = narrow_all({OWN: own("units")}, {OWN: {"units": 1.5}}, ())[1]
+    assert errors == ['[space."module:Own"] units: must be a whole number, got 1.5']
 
 
 # --- params in a space

@@ -2,15 +2,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import re
-import signal
 import subprocess
 import sys
 import textwrap
 import time
 import zipfile
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,55 +15,30 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mlops.data import Dataset, load_dataset
-from mlops.dataset_store import open_dataset_store
-from mlops.errors import DataError, MlopsError, UsageError
-from mlops.inputs import InputSpec, Kind
+from mlops.data import load_dataset
+from mlops.errors import DataError, UsageError
+from mlops.inputs import Column, InputSpec, Kind
+from tests.mlops.table_files import (
+    DIGITS,
+    MIXED,
+    PLAIN,
+    N,
+    changed,
+    csv_file,
+    four,
+    labels_of,
+    lines_of_sequences,
+    refusal,
+    rows_of,
+    save,
+)
 
-DIGITS = "f50af8048f6be94d5c36dcb37bfa9e7c446eedd471dc98c08058936786de88fc"
-"""Golden: where this changes, so does the split or the format, and stored datasets are orphans."""
+seeds = st.integers(0, 2**32 - 1)
+few = settings(max_examples=25, deadline=None)
 
-N = 120
-
-
-def rows_of(shape: tuple[int, ...] = (4,), n: int = N, seed: int = 0) -> np.ndarray:
-    return np.random.default_rng(seed).normal(size=(n, *shape))
-
-
-def labels_of(n: int = N, n_classes: int = 2) -> np.ndarray:
-    return np.arange(n) % n_classes
-
-
-def changed(array: np.ndarray, index: Any, value: Any) -> np.ndarray:
-    array = array.copy()
-    array[index] = value
-    return array
-
-
-def save(path: Path, **arrays: Any) -> str:
-    np.savez(path, **arrays)
-    return str(path)
-
-
-def four(**others: Any) -> dict[str, Any]:
-    return {
-        "x_train": rows_of(),
-        "y_train": labels_of(),
-        "x_test": rows_of(n=30, seed=1),
-        "y_test": labels_of(30),
-        **others,
-    }
-
-
-def refusal(error: type[MlopsError], load: Callable[[], object]) -> str:
-    with pytest.raises(MlopsError) as caught:
-        load()
-    message = str(caught.value)
-    assert type(caught.value) is error
-    assert caught.value.exit_code == 2
-    assert "\n" not in message
-    assert len(message) < 600
-    return message
+MIXED_TABLE = "ce21cde1436e0b2eaf9b8e9f40d4a23efca8a06e4dedca6842ee29e60114dd7f"
+SEQUENCES = "9b4dfb322fbcb755215df79212ee420005c8dd6f0e919cd88d31167c29c415e0"
+"""Golden, as that of the digits is."""
 
 
 # Golden
@@ -108,6 +79,31 @@ def test_the_fingerprint_is_what_its_definition_says(tmp_path: Path) -> None:
     assert dataset.fingerprint == expected.hexdigest()
 
 
+def test_mixed_tables_and_sequences_keep_their_fingerprints(tmp_path: Path) -> None:
+    table = load_dataset(csv_file(tmp_path / "a.csv", MIXED), label="answer")
+    assert table.fingerprint == MIXED_TABLE
+    lines = lines_of_sequences([3 + i % 5 for i in range(60)])
+    path = csv_file(tmp_path / "b.csv", lines)
+    sequences = load_dataset(path, label="answer", sequence_id="recording")
+    assert sequences.fingerprint == SEQUENCES
+
+
+@few
+@given(row=st.integers(0, N - 1), column=st.integers(0, 5))
+def test_the_fingerprint_changes_with_any_cell_of_a_mixed_table(
+    tmp_path_factory: pytest.TempPathFactory, row: int, column: int
+) -> None:
+    lines = [line.split(",") for line in MIXED.splitlines()]
+    others = ["99", "98", "False", "violet", "oval", "ja"]
+    if lines[row + 1][column] == others[column]:
+        others[2], others[5] = "True", "no"
+    lines[row + 1][column] = others[column]
+    path = tmp_path_factory.mktemp("rows") / "a.csv"
+    text = "\n".join(",".join(line) for line in lines)
+    changed_cell = load_dataset(csv_file(path, text), label="answer")
+    assert changed_cell.fingerprint != MIXED_TABLE
+
+
 # The split
 
 
@@ -120,10 +116,6 @@ def test_the_split_is_what_its_definition_says() -> None:
         ).digest()
         u = int.from_bytes(digest[:8], "little") / 2**64
         assert code == (2 if u < 0.2 else 1 if u < 0.4 else 0)
-
-
-seeds = st.integers(0, 2**32 - 1)
-few = settings(max_examples=25, deadline=None)
 
 
 @few
@@ -266,6 +258,58 @@ def test_seventy_thousand_rows_are_split_in_seconds(tmp_path: Path) -> None:
     np.testing.assert_allclose(share, [0.6, 0.2, 0.2, 0.0], atol=0.01)
 
 
+@few
+@given(seed=seeds, data=st.data())
+def test_lines_with_new_categories_and_missing_values_move_no_old_line(
+    tmp_path_factory: pytest.TempPathFactory, seed: int, data: st.DataObject
+) -> None:
+    path = tmp_path_factory.mktemp("rows") / "a.csv"
+    old = load_dataset(csv_file(path, MIXED), label="answer", split_seed=seed)
+    colours = data.draw(st.lists(st.text("abz ßé", min_size=1), min_size=1, max_size=9))
+    lines = [f'{i},,{i % 2 == 0},"{colour}",oval,ja' for i, colour in enumerate(colours)]
+    new = load_dataset(csv_file(path, MIXED + "\n".join(lines)), label="answer", split_seed=seed)
+    np.testing.assert_array_equal(new.split[:N], old.split)
+    assert new.fingerprint != old.fingerprint
+
+
+def test_a_first_missing_number_moves_no_old_line(tmp_path: Path) -> None:
+    old = load_dataset(csv_file(tmp_path / "a.csv", PLAIN), label="answer")
+    new = load_dataset(csv_file(tmp_path / "a.csv", PLAIN + ",3,True,ja\n"), label="answer")
+    assert (old.categories, new.categories) == (None, (None, None, None))
+    np.testing.assert_array_equal(new.split[:N], old.split)
+
+
+@few
+@given(seed=seeds, lengths=st.lists(st.integers(1, 30), min_size=1, max_size=20))
+def test_longer_sequences_move_no_old_sequence(
+    tmp_path_factory: pytest.TempPathFactory, seed: int, lengths: list[int]
+) -> None:
+    path = tmp_path_factory.mktemp("rows") / "a.csv"
+    options: dict[str, Any] = {"label": "answer", "sequence_id": "recording"}
+    old_lengths = [4] * 60  # of one length: without padding, and without a feature that tells of it
+    old = load_dataset(csv_file(path, lines_of_sequences(old_lengths, seed)), **options)
+    new = load_dataset(csv_file(path, lines_of_sequences(old_lengths + lengths, seed)), **options)
+    np.testing.assert_array_equal(new.split[:60], old.split)
+
+
+def test_the_split_hashes_a_category_by_its_name(tmp_path: Path) -> None:
+    dataset = load_dataset(csv_file(tmp_path / "a.csv", MIXED), label="answer", split_seed=3)
+    assert dataset.categories is not None
+    for row, code in zip(dataset.x, dataset.split, strict=True):
+        content = b""
+        for value, names in zip(row, dataset.categories, strict=True):
+            if names is None:
+                content += b"\0\0\xc0\x7f" if np.isnan(value) else value.tobytes()
+            else:
+                name = "" if np.isnan(value) else names[int(value)]
+                content += hashlib.blake2b(name.encode(), digest_size=16).digest()
+        digest = hashlib.blake2b(
+            content, digest_size=16, salt=(3).to_bytes(16, "little"), person=b"podium-split-1"
+        ).digest()
+        u = int.from_bytes(digest[:8], "little") / 2**64
+        assert code == (2 if u < 0.2 else 1 if u < 0.4 else 0)
+
+
 # What one row is
 
 
@@ -331,19 +375,33 @@ def test_the_statistics_are_numpys_over_the_training_rows_only(tmp_path: Path) -
 
 
 def test_an_input_spec_comes_back_from_json_as_it_was(tmp_path: Path) -> None:
-    path = tmp_path / "a.csv"
-    path.write_text("a,b,y\n" + "\n".join(f"{i / 7},{i * i},{i % 2}" for i in range(N)))
-    for dataset in (load_dataset("digits"), load_dataset(str(path), label="y")):
+    path = csv_file(tmp_path / "a.csv", MIXED)
+    for dataset in (load_dataset("digits"), load_dataset(path, label="answer")):
         text = json.dumps(dataset.input.to_json(), allow_nan=False)
         assert InputSpec.from_json(json.loads(text)) == dataset.input
 
 
-SPEC = {"kind": "table", "shape": [2], "dtype": "float32", "columns": ["a", "b"]} | {
+NUMBERS = {"name": "a", "categories": None, "missing": "flagged", "fill": 0.5}
+COLOURS = {"name": "b", "categories": ["green", "red"], "missing": "refused", "fill": None}
+SPEC = {"kind": "table", "shape": [4], "dtype": "float32", "columns": [NUMBERS, COLOURS]} | {
     "low": 0.0,
     "high": 1.0,
-    "mean": [0.5, 0.5],
-    "variance": [0.1, 0.1],
+    "mean": [0.5, 0.0, 0.0, 0.0],
+    "variance": [0.1, 1.0, 1.0, 1.0],
+    "ragged": False,
+    "flips": [],
 }
+SEQUENCE = SPEC | {"kind": "sequence", "shape": [9, 4], "columns": None, "ragged": True}
+IMAGE = SPEC | {"kind": "image", "shape": [8, 8, 4], "columns": None, "flips": ["vertical"]}
+
+
+def columns(**changes: Any) -> dict[str, Any]:
+    """A change of the specification: of its column of numbers."""
+    return {"columns": [NUMBERS | changes, COLOURS]}
+
+
+def colours(**changes: Any) -> dict[str, Any]:
+    return {"columns": [NUMBERS, COLOURS | changes]}
 
 
 @pytest.mark.parametrize(
@@ -351,23 +409,82 @@ SPEC = {"kind": "table", "shape": [2], "dtype": "float32", "columns": ["a", "b"]
     [
         {"kind": "video"},
         {"kind": []},
-        {"shape": [2, 2]},
-        {"shape": [-2]},
+        {"shape": [4, 4]},
+        {"shape": [-4]},
         {"shape": []},
         {"shape": "ab"},
         {"dtype": "object"},
-        {"columns": ["a"]},
+        {"dtype": "uint8"},
+        {"columns": ["a", "b"]},
+        {"columns": [NUMBERS]},
+        {"columns": [NUMBERS, NUMBERS]},
+        {"columns": []},
         {"mean": [0.5]},
-        {"variance": [0.1, float("nan")]},
+        {"variance": [0.1, 1.0, 1.0, float("nan")]},
         {"low": None},
         {"high": float("inf")},
+        {"ragged": True},
+        {"ragged": 0},
+        {"flips": ["vertical"]},
+        {"flips": "vertical"},
+        {"more": 1},
+        {"kind": "sequence"},
+        columns(name=""),
+        columns(name=None),
+        columns(fill=None),
+        columns(fill="0.5"),
+        columns(fill=float("inf")),
+        columns(missing="refused"),
+        columns(missing="allowed"),
+        columns(missing=[]),
+        columns(more=1),
+        colours(name="a"),
+        colours(fill=0.5),
+        colours(categories=["red", "green"]),
+        colours(categories=["red", "red"]),
+        colours(categories=["", "red"]),
+        colours(categories=[1, 2]),
+        colours(categories=["red"]),
+        colours(categories="gr"),
     ],
     ids=str,
 )
 def test_what_is_no_input_spec_is_refused(change: dict[str, Any]) -> None:
-    assert InputSpec.from_json(SPEC).columns == ("a", "b")
     message = refusal(DataError, lambda: InputSpec.from_json(SPEC | change))
     assert "not an input specification" in message
+
+
+@pytest.mark.parametrize("spec", [SPEC, SEQUENCE, IMAGE], ids=["table", "sequence", "image"])
+def test_what_is_an_input_spec_is_read(spec: dict[str, Any]) -> None:
+    assert InputSpec.from_json(spec).to_json() == spec
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [
+        SEQUENCE | {"dtype": "uint8"},
+        SEQUENCE | {"shape": [9, 1], "mean": [0.0], "variance": [1.0]},
+        SEQUENCE | {"flips": ["vertical"]},
+        IMAGE | {"flips": ["vertical", "vertical"]},
+        IMAGE | {"flips": ["diagonal"]},
+        IMAGE | {"flips": [["vertical"]]},
+        IMAGE | {"ragged": True},
+        IMAGE | {"columns": [NUMBERS, COLOURS]},
+    ],
+    ids=str,
+)
+def test_what_fits_another_kind_is_no_input_spec(spec: dict[str, Any]) -> None:
+    message = refusal(DataError, lambda: InputSpec.from_json(spec))
+    assert "not an input specification" in message
+
+
+def test_a_column_names_the_features_that_it_becomes() -> None:
+    assert Column("a").features == ("a",)
+    assert Column("a", None, "filled", 1.0).features == ("a",)
+    assert Column("a", ("x", "y"), "filled").features == ("a=x", "a=y")
+    assert Column("a", ("x", "y"), "flagged").features == ("a=x", "a=y", "a is missing")
+    assert Column("a", None, "flagged", 1.0).features == ("a", "a is missing")
+    assert [Column("a").is_plain, Column("a", ("x",)).is_plain] == [True, False]
 
 
 @pytest.mark.parametrize("value", [None, [], "spec", {}, 3])
@@ -644,148 +761,18 @@ def test_a_damaged_archive_loads_whole_or_is_refused_in_one_line(
         assert "\n" not in str(err)
 
 
-# CSV
-
-
-def csv_of(header: str, row: Callable[[int], str], n: int = N) -> str:
-    return "\n".join([header, *(row(i) for i in range(n))]) + "\n"
-
-
-def plain(i: int) -> str:
-    return f"{i / 8},{i % 7},{i % 3 == 0},{'ja' if i % 2 else 'nein'}"
-
-
-PLAIN = csv_of("width,height,round,answer", plain)
-
-
-def except_at(row: int, text: str) -> str:
-    lines = PLAIN.splitlines()
-    lines[row + 1] = text
-    return "\n".join(lines)
-
-
-def test_a_csv_is_a_table_with_named_columns(tmp_path: Path) -> None:
-    path = tmp_path / "Größe 2.csv"
-    path.write_text(PLAIN, encoding="utf-8-sig")
-    dataset = load_dataset(str(path), label="answer")
-    assert dataset.input.kind == "table"
-    assert dataset.input.columns == ("width", "height", "round")
-    assert dataset.class_names == ("ja", "nein")
-    assert dataset.x[9].tolist() == [1.125, 2.0, 1.0]
-    assert (dataset.name, dataset.source) == ("Gr-e-2", "Größe 2.csv")
-
-
-def test_a_label_may_stand_anywhere_and_be_numbers_or_bools(tmp_path: Path) -> None:
-    path = tmp_path / "a.csv"
-    path.write_text(csv_of("code,width,flag", lambda i: f"{10 - i % 2},{i},{i % 3 == 0}"))
-    numbers = load_dataset(str(path), label="code")
-    assert (numbers.class_names, numbers.input.columns) == (("9", "10"), ("width", "flag"))
-    bools = load_dataset(str(path), label="flag")
-    assert (bools.class_names, bools.input.columns) == (("False", "True"), ("code", "width"))
-
-
-def test_a_column_has_one_type_from_its_first_row_to_its_last(tmp_path: Path) -> None:
-    # pandas guesses types anew every 2**20 cells: here about 4096 rows.
-    path, zeros = tmp_path / "a.csv", ",0" * 127
-    header = ",".join(f"v{i}" for i in range(128)) + ",y"
-    labels = [f"0{i % 2}" for i in range(4_900)] + ["a"] * 100
-    path.write_text(csv_of(header, lambda i: f"{i}{zeros},{labels[i]}", 5_000))
-    assert load_dataset(str(path), label="y").class_names == ("00", "01", "a")
-
-
-def test_a_csv_read_as_sequences_has_no_columns(tmp_path: Path) -> None:
-    path = tmp_path / "a.csv"
-    path.write_text(PLAIN)
-    dataset = load_dataset(str(path), label="answer", kind="sequence")
-    assert (dataset.input.shape, dataset.input.columns) == ((3, 1), None)
-
-
-CSV_REFUSALS: dict[str, tuple[str | bytes, tuple[str, ...]]] = {
-    "missing value": (
-        except_at(3, "1,,True,ja"),
-        ("column 'height' has missing values: 1 of 120", "first in row 3 (counting from 0, "),
-    ),
-    "short row": (
-        except_at(5, "1,2"),
-        ("column 'round' has missing values: 1 of 120, the first in row 5 ",),
-    ),
-    "missing label": (
-        except_at(0, "1,2,True,"),
-        ("column 'answer' has missing labels: 1 of 120", "in row 0 (counting from 0, without the"),
-    ),
-    "text": (
-        except_at(7, "1,high,True,ja"),
-        ("column 'height' has values that are not numeric: 1 of 120, the first in row 7 ",),
-    ),
-    "infinite": (
-        except_at(7, "1e39,2,True,ja"),
-        ("column 'width' has 0 NaN and 1 infinite values, the first in row 7 ",),
-    ),
-    "long row": (except_at(7, "1,2,True,ja,5"), ("is not a table", "as many values")),
-    "long rows": (
-        csv_of("width,height,round,answer", lambda i: plain(i) + ",5"),
-        ("is not a table", "as many values as the header has names"),
-    ),
-    "open quote": (except_at(7, '"1,2,True,ja'), ("is not a table",)),
-    "same name": (
-        "width,width,round,answer\n" + plain(0),
-        ("has columns of the same name: 'width'",),
-    ),
-    "no name": (
-        csv_of(",width,round,answer", plain),
-        ("column without a name, column 0 (counting from 0)", "index=False"),
-    ),
-    "empty": ("", ("is empty; expected a header and rows",)),
-    "blank lines": ("\n\n", ("is empty; expected a header and rows",)),
-    "header only": ("width,height,answer\n", ("has zero rows, only a header",)),
-    "label only": ("answer\nja\n", ("has no column beside the label 'answer'",)),
-    "not utf-8": (PLAIN.encode() + b"\xff\xfe,1,True,ja\n", ("is not UTF-8 text",)),
-    "header not utf-8": (b"gr\xf6\xdfe,answer\n1,ja\n", ("is not UTF-8 text",)),
-    "continuous label": (
-        csv_of("width,answer", lambda i: f"{i},{i / 7}"),
-        ("column 'answer' has continuous labels", "in row 1 (", "Podium does classification only"),
-    ),
-    "whole floats": (
-        csv_of("width,answer", lambda i: f"{i},{i % 2}.0"),
-        ("column 'answer' has whole numbers stored as of dtype float64",),
-    ),
-    "negative label": (
-        csv_of("width,answer", lambda i: f"{i},{i % 2 - 1}"),
-        ("column 'answer' has labels out of range, negative: 60 of 120, the first in row 0 (",),
-    ),
-    "one class": (
-        csv_of("width,answer", lambda i: f"{i},ja"),
-        ("column 'answer' has one class only, 'ja'",),
-    ),
-}
-
-
-@pytest.mark.parametrize("case", CSV_REFUSALS)
-def test_a_csv_that_cannot_be_used_is_refused_in_one_line(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, case: str
-) -> None:
-    text, fragments = CSV_REFUSALS[case]
-    monkeypatch.chdir(tmp_path)
-    Path("a.csv").write_bytes(text if isinstance(text, bytes) else text.encode())
-    message = refusal(DataError, lambda: load_dataset("a.csv", label="answer"))
-    assert "'a.csv'" in message
-    for fragment in fragments:
-        assert fragment in message
-
-
 @pytest.mark.parametrize(
     ("name", "options", "fragments"),
     [
-        ("digit", {}, ("no dataset 'digit'", "did you mean 'digits'?", "end in .npz or .csv")),
-        ("rows.parquet", {}, ("expected one of digits, cifar10, mnist, fashion_mnist", ".npz or")),
-        ("digits", {"label": "y"}, ("--label names a column of a CSV file, got 'digits'",)),
-        ("a.npz", {"label": "y"}, ("--label names a column of a CSV file, got 'a.npz'",)),
+        ("digit", {}, ("no dataset 'digit'", "did you mean 'digits'?", ".csv, .parquet or .npz")),
+        ("digits", {"label": "y"}, ("--label is for a table", "scikit-learn's digits. Leave it")),
+        ("a.npz", {"label": "y"}, ("--label is for a table, and 'a.npz' is an .npz archive.",)),
+        ("a.npz", {"categorical": ("y",)}, ("--categorical is for a table",)),
+        ("a.npz", {"sequence_id": "y"}, ("--sequence-id is for a table",)),
+        ("a.csv", {"image_size": (8, 8)}, ("--image-size is for a folder of pictures",)),
         ("digits", {"kind": "images"}, ("no kind 'images'", "did you mean 'image'?")),
         ("digits", {"split_seed": -1}, ("--split-seed is out of range", "got -1")),
         ("digits", {"split_seed": 2**64}, ("--split-seed is out of range",)),
-        ("a.csv", {}, ("'a.csv' needs --label COLUMN", "'width', 'height', 'round', 'answer'")),
-        ("a.csv", {"label": "anser"}, ("no column 'anser' for --label", "Did you mean 'answer'?")),
-        ("b.csv", {"label": "answer"}, ("'width;answer'", "separated by commas?")),
     ],
 )
 def test_a_wrong_request_is_answered_with_the_choices(
@@ -797,15 +784,9 @@ def test_a_wrong_request_is_answered_with_the_choices(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     Path("a.csv").write_text(PLAIN)
-    Path("b.csv").write_text("width;answer\n1;ja\n")
     message = refusal(UsageError, lambda: load_dataset(name, **options))
     for fragment in fragments:
         assert fragment in message
-
-
-def test_a_missing_csv_is_said_as_such(tmp_path: Path) -> None:
-    message = refusal(DataError, lambda: load_dataset(str(tmp_path / "a.csv"), label="y"))
-    assert message == f"there is no file {str(tmp_path / 'a.csv')!r}."
 
 
 # keras.datasets, by a fake package that the child finds first
@@ -873,228 +854,6 @@ def test_a_dataset_of_keras_that_cannot_be_fetched_is_one_line_with_the_way_out(
     assert message.startswith("keras.datasets.mnist could not be fetched: ")
     assert cause in message
     assert "as .npz with x_train, y_train, x_test and y_test, and pass the path" in message
-
-
-# The store
-
-
-def same(one: Dataset, other: Dataset) -> bool:
-    arrays = ("x", "y", "split")
-    pairs = {name: (getattr(one, name), getattr(other, name)) for name in Dataset.__slots__}
-    return all(
-        a.dtype == b.dtype and np.array_equal(a, b) if name in arrays else a == b
-        for name, (a, b) in pairs.items()
-    )
-
-
-def test_a_stored_dataset_comes_back_as_it_was(tmp_path: Path) -> None:
-    (tmp_path / "a.csv").write_text(PLAIN)
-    store = open_dataset_store(str(tmp_path / "deep" / "store"))
-    for dataset in (
-        load_dataset("digits"),
-        load_dataset(str(tmp_path / "a.csv"), label="answer"),
-        load_dataset(save(tmp_path / "a.npz", **four(y_test=labels_of(30))), split_seed=9),
-    ):
-        assert not store.has(dataset.fingerprint)
-        store.put(dataset)
-        assert store.has(dataset.fingerprint)
-        back = store.get(dataset.fingerprint)
-        assert same(back, dataset)
-        assert isinstance(back.x, np.memmap)
-        assert not back.x.flags.writeable
-        assert all(
-            np.array_equal(a, b)
-            for part in ("train", "val", "test")
-            for a, b in zip(back.part(part), dataset.part(part), strict=True)
-        )
-
-
-def test_the_layout_of_the_store_is_four_files_a_fingerprint(tmp_path: Path) -> None:
-    open_dataset_store(str(tmp_path)).put(load_dataset("digits"))
-    assert [path.name for path in tmp_path.iterdir()] == [DIGITS]
-    assert sorted(path.name for path in (tmp_path / DIGITS).iterdir()) == [
-        "dataset.json",
-        "split.npy",
-        "x.npy",
-        "y.npy",
-    ]
-    record = json.loads((tmp_path / DIGITS / "dataset.json").read_text())
-    assert record["format"] == 1
-
-
-def test_a_second_put_changes_nothing(tmp_path: Path) -> None:
-    store = open_dataset_store(tmp_path.as_uri())
-    store.put(load_dataset("digits"))
-    before = {path: path.stat().st_mtime_ns for path in (tmp_path / DIGITS).iterdir()}
-    store.put(store.get(DIGITS))
-    assert {path: path.stat().st_mtime_ns for path in (tmp_path / DIGITS).iterdir()} == before
-    assert len(list(tmp_path.iterdir())) == 1
-
-
-PUT = """
-import sys
-from mlops.data import load_dataset
-from mlops.dataset_store import open_dataset_store
-dataset, store = load_dataset(sys.argv[1]), open_dataset_store(sys.argv[2])
-print("ready", flush=True)
-sys.stdin.readline()
-for _ in range(20):
-    store.put(dataset)
-    assert store.get(dataset.fingerprint).x.shape == (5_000, 8)
-"""
-
-
-def big(folder: Path) -> str:
-    return save(folder / "big.npz", x=rows_of((8,), n=5_000), y=labels_of(5_000))
-
-
-def test_of_two_processes_that_put_one_dataset_both_succeed(tmp_path: Path) -> None:
-    pipe, store = subprocess.PIPE, tmp_path / "store"
-    command = [sys.executable, "-c", PUT, big(tmp_path), str(store)]
-    racers = [subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True) for _ in range(2)]
-    for racer in racers:
-        assert racer.stdout is not None
-        assert racer.stdout.readline() == "ready\n"
-    for racer in racers:
-        assert racer.stdin is not None
-        racer.stdin.write("\n")
-        racer.stdin.flush()
-    for racer in racers:
-        racer.communicate(timeout=60)
-    assert [racer.returncode for racer in racers] == [0, 0]
-    assert [path.name for path in store.iterdir()] == [load_dataset(big(tmp_path)).fingerprint]
-
-
-class Interleaved(Dataset):
-    """A dataset during whose writing another writer finishes: the race, at its worst moment."""
-
-    __slots__ = ("rival",)
-
-    def __getattribute__(self, name: str) -> Any:
-        if name == "split":
-            object.__getattribute__(self, "rival")()
-        return object.__getattribute__(self, name)
-
-
-def test_the_writer_that_comes_second_leaves_the_first_ones_dataset(tmp_path: Path) -> None:
-    digits, store = load_dataset("digits"), open_dataset_store(str(tmp_path))
-    late = Interleaved(**{name: getattr(digits, name) for name in Dataset.__slots__})
-    object.__setattr__(late, "rival", lambda: store.put(digits))
-    store.put(late)
-    assert [path.name for path in tmp_path.iterdir()] == [DIGITS]
-    assert same(store.get(DIGITS), digits)
-
-
-def put_under_limit(folder: Path, how: str) -> subprocess.CompletedProcess[str]:
-    """Puts a dataset in a process that may write 64 KiB a file: it fails or is killed midway."""
-    code = f"""
-import resource, signal
-signal.signal(signal.SIGXFSZ, signal.{how})
-resource.setrlimit(resource.RLIMIT_FSIZE, (65536, 65536))
-resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-{PUT}"""
-    return subprocess.run(
-        [sys.executable, "-c", code, big(folder), str(folder / "store")],
-        input="\n",
-        capture_output=True,
-        text=True,
-        timeout=60,
-    )
-
-
-def test_a_writer_killed_midway_leaves_nothing_that_is_taken_for_a_dataset(tmp_path: Path) -> None:
-    killed = put_under_limit(tmp_path, "SIG_DFL")
-    assert killed.returncode == -signal.SIGXFSZ
-    (left,) = (tmp_path / "store").iterdir()
-    assert left.name.startswith(".writing-")
-    assert (left / "x.npy").stat().st_size > 0
-    dataset, store = load_dataset(big(tmp_path)), open_dataset_store(str(tmp_path / "store"))
-    assert not store.has(dataset.fingerprint)
-    assert "has no dataset" in refusal(DataError, lambda: store.get(dataset.fingerprint))
-    store.put(dataset)
-    assert same(store.get(dataset.fingerprint), dataset)
-
-
-def test_a_store_that_cannot_be_written_is_said_so_and_left_clean(tmp_path: Path) -> None:
-    failed = put_under_limit(tmp_path, "SIG_IGN")
-    assert failed.returncode == 1
-    last = failed.stderr.strip().splitlines()[-1]
-    assert f"MlopsError: the dataset store {str(tmp_path / 'store')!r} cannot be written: " in last
-    assert list((tmp_path / "store").iterdir()) == []
-
-
-@pytest.mark.parametrize("fingerprint", ["0" * 64, "", "..", "../store", DIGITS.upper()])
-def test_an_absent_fingerprint_is_said_with_the_store_and_what_to_do(
-    tmp_path: Path, fingerprint: str
-) -> None:
-    (tmp_path / "dataset.json").write_text("{}")
-    (tmp_path / "store").mkdir()
-    (tmp_path / "store" / "dataset.json").write_text("{}")
-    store = open_dataset_store(str(tmp_path / "store"))
-    assert not store.has(fingerprint)
-    message = refusal(DataError, lambda: store.get(fingerprint))
-    assert f"{str(tmp_path / 'store')!r} has no dataset {fingerprint!r}" in message
-    assert "Set MLOPS_DATASETS_URL" in message
-
-
-def rewrite(folder: Path, **changes: Any) -> None:
-    path = folder / "dataset.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
-
-
-@pytest.mark.parametrize(
-    ("harm", "fragment"),
-    [
-        (lambda folder: rewrite(folder, format=2), "(ValueError: format; expected 1, got 2)"),
-        (lambda folder: rewrite(folder, fingerprint="0" * 64), "Podium (fingerprint"),
-        (lambda folder: rewrite(folder, n_rows=5), "expected (5, 8, 8, 1), got (1797, 8, 8, 1)"),
-        (lambda folder: rewrite(folder, input={}), "not an input specification"),
-        (lambda folder: (folder / "dataset.json").write_text("{"), "Podium (JSONDecodeError"),
-        (lambda folder: (folder / "dataset.json").write_text("{}"), "Podium (KeyError"),
-        (lambda folder: (folder / "x.npy").unlink(), "Podium (FileNotFoundError"),
-        (lambda folder: os.truncate(folder / "x.npy", 5_000), "Podium (ValueError"),
-        (lambda folder: os.truncate(folder / "y.npy", 0), "Podium (EOFError"),
-        (lambda folder: np.save(folder / "y.npy", labels_of()), "(shape of y; expected"),
-        (lambda folder: np.save(folder / "y.npy", np.zeros(1797)), "(dtype of y; expected"),
-        (lambda folder: np.save(folder / "split.npy", labels_of()), "(shape of split"),
-        (
-            lambda folder: np.save(folder / "y.npy", np.array([print]), allow_pickle=True),
-            "Podium (ValueError: Object arrays cannot be loaded",
-        ),
-    ],
-)
-def test_a_damaged_dataset_is_not_handed_out(
-    tmp_path: Path, harm: Callable[[Path], object], fragment: str
-) -> None:
-    store = open_dataset_store(str(tmp_path))
-    store.put(load_dataset("digits"))
-    harm(tmp_path / DIGITS)
-    message = refusal(DataError, lambda: store.get(DIGITS))
-    assert fragment in message
-    assert DIGITS in message
-
-
-@pytest.mark.parametrize("url", ["s3://user:secret@bucket/key", "file://datasets", "http://x", ""])
-def test_a_store_that_is_no_folder_is_refused_without_showing_its_url(url: str) -> None:
-    message = refusal(UsageError, lambda: open_dataset_store(url))
-    assert "this version keeps datasets in a folder" in message
-    assert "secret" not in message
-
-
-def test_a_store_that_is_a_file_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "store").write_text("")
-    message = refusal(UsageError, lambda: open_dataset_store(str(tmp_path / "store")))
-    assert "is a file; expected a folder" in message
-
-
-def test_a_store_is_a_path_or_a_file_url(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    folder = tmp_path / "a b"
-    open_dataset_store(str(folder)).put(load_dataset("digits"))
-    monkeypatch.chdir(tmp_path)
-    for url in (folder.as_uri(), "a b", f"file://localhost{folder.as_uri()[7:]}"):
-        store = open_dataset_store(url)
-        assert store.has(DIGITS)
-    assert re.search(r"%20", folder.as_uri())
 
 
 # What the import costs

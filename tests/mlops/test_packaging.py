@@ -9,6 +9,7 @@ import subprocess
 import sys
 import zipfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from mlops.errors import StructureError
+from mlops.inputs import Column
 from mlops.packaging import (
     ModelSpec,
     build_model_folder,
@@ -249,7 +251,7 @@ TAMPERED: dict[str, tuple[Callable[[Path], Any], str]] = {
         "MLmodel is not plain YAML",
     ),
     "yaml aliases": (edit("MLmodel", lambda text: text + "x: &a [1]\ny: *a\n"), "aliases"),
-    "oversized": (edit("MLmodel", lambda t: t + "# " + "x" * (1 << 20)), "MLmodel is larger than"),
+    "oversized": (edit("MLmodel", lambda t: t + "# " + "x" * (4 << 20)), "MLmodel is larger than"),
     "deep": (write("MLmodel", "[" * 5000), "MLmodel is not plain YAML"),
     "binary": (write("MLmodel", b"\xff\xfe"), "MLmodel is not UTF-8"),
     "requirement URL": (
@@ -393,6 +395,67 @@ def test_a_tampered_folder_is_refused_with_its_reason(folder: Path, name: str) -
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_good_folder_gives_its_spec(packaged: dict[str, Packaged], kind: str) -> None:
     assert check_model_folder(packaged[kind].folder) == spec_of(kind)
+
+
+INPUT = (*SPEC, "input")
+COLOUR = (*INPUT, "columns", 2)  # a column of categories
+TAMPERED_TABLE: dict[str, Callable[[Path], Any]] = {
+    "no name": mlmodel(*COLOUR, "name", ""),
+    "a long name": mlmodel(*COLOUR, "name", "x" * 4097),
+    "a name twice": mlmodel(*COLOUR, "name", "age"),
+    "a long category": mlmodel(*COLOUR, "categories", 2, "x" * 4097),
+    "a category more": mlmodel(*COLOUR, "categories", ["blue", "green", "red", "white"]),
+    "unsorted categories": mlmodel(*COLOUR, "categories", ["green", "blue", "red"]),
+    "categories that are no text": mlmodel(*COLOUR, "categories", [1, 2, 3]),
+    "another word": mlmodel(*COLOUR, "missing", "ignored"),
+    "a fill that is none": mlmodel(*COLOUR, "fill", 1.0),
+    "no fill": mlmodel(*INPUT, "columns", 1, "fill", None),
+    "a key more": mlmodel(*COLOUR, "module", "os"),
+    "columns that are none": mlmodel(*INPUT, "columns", "weight"),
+    "a ragged table": mlmodel(*INPUT, "ragged", True),
+    "a flipped table": mlmodel(*INPUT, "flips", ["horizontal"]),
+}
+
+
+@pytest.mark.parametrize("name", TAMPERED_TABLE)
+def test_columns_that_do_not_fit_are_refused(
+    packaged: dict[str, Packaged], tmp_path: Path, name: str
+) -> None:
+    shutil.copytree(packaged["mixed"].folder, tmp_path / "model")
+    TAMPERED_TABLE[name](tmp_path / "model")
+    with pytest.raises(StructureError, match="MLmodel holds (a|no) model specification"):
+        check_model_folder(tmp_path / "model")
+
+
+def test_many_columns_and_odd_names_are_let_through(tmp_path: Path) -> None:
+    import keras
+
+    odd = (
+        " a: b",
+        "#",
+        "1.0",
+        "yes",
+        "NULL",
+        "*a",
+        "a\nb",
+        "\x07",
+        "\u2028é\U0001f600",
+        "x" * 4096,
+    )
+    columns = (
+        Column("odd", tuple(sorted(odd)), "flagged"),
+        *(Column(name) for name in odd),
+        *(Column(f"feature {i}") for i in range(9_979)),
+    )
+    spec = spec_of("table")
+    sizes = {"shape": (10_000,), "mean": (0.1,) * 10_000, "variance": (0.3,) * 10_000}
+    spec = replace(spec, input=replace(spec.input, columns=columns, **sizes))
+    x = keras.Input((10_000,))
+    save_network(
+        keras.Model(x, keras.layers.Dense(3, activation="softmax")(x)), tmp_path / "x.keras"
+    )
+    build_model_folder(tmp_path / "x.keras", spec, tmp_path / "model")
+    assert check_model_folder(tmp_path / "model") == spec
 
 
 def test_what_mlflow_and_a_release_add_is_let_stand(folder: Path) -> None:
