@@ -21,13 +21,19 @@ from typing import TYPE_CHECKING, Annotated, Any
 import numpy as np
 import tyro
 
-from experiments.config import SweepConfig, architecture_path
-from mlops.errors import MlopsError, UsageError, choose
+from experiments.config import SweepConfig
+from experiments.preparation import (
+    check_study,
+    check_warm_start,
+    describe_all,
+    introduce,
+    load_data,
+)
+from mlops.errors import MlopsError
 from mlops.program import answer, answer_json, command_line, run_program, say
 from mlops.settings import Settings, quiet
 
 if TYPE_CHECKING:
-    from experiments.architectures import Description
     from experiments.cluster import Cluster
     from experiments.driver import Driver
     from experiments.progress import Progress
@@ -68,12 +74,12 @@ def run_sweep(
     began = time.monotonic()
     config.check()
     settings = settings or Settings.from_env()
-    dataset = _load(config)
+    dataset = load_data(config)
     store = open_dataset_store(settings.datasets_url)
     if config.warm_start is not None:
-        _check_warm_start(config, settings)
+        check_warm_start(config, settings)
     if config.study is not None:
-        _check_study(config, settings, dataset)
+        check_study(config, settings, dataset)
         found = _find_finished(config, settings, dataset)
         if found is not None:
             say(f"The sweep {config.study!r} is finished; this is its result.")
@@ -81,11 +87,11 @@ def run_sweep(
     with contextlib.ExitStack() as stack:
         progress = stack.enter_context(progress or open_progress())
         server_url = stack.enter_context(_open_tracking(settings))
-        for line in (_introduce(config, dataset), *dataset.notes):
+        for line in (introduce(config, dataset), *dataset.notes):
             progress.note(line)
         if cluster is None:
             cluster = stack.enter_context(_start_workers(config, settings))
-        descriptions = _describe(config, dataset, cluster, progress)
+        descriptions = describe_all(config, dataset, cluster, progress)
         store.put(dataset)
         if isinstance(dataset.x, np.memmap):  # the user's file may change; the store's does not
             dataset = store.get(dataset.fingerprint)
@@ -97,66 +103,6 @@ def run_sweep(
         driver.open_studies(storage, descriptions)
         interrupted = driver.search(began) or driver.retrain()
         return driver.finish(began, interrupted)
-
-
-def _load(config: SweepConfig) -> Dataset:
-    from mlops.data import load_dataset
-
-    return load_dataset(
-        config.dataset,
-        kind=config.kind,
-        label=config.label,
-        categorical=config.categorical,
-        sequence_id=config.sequence_id,
-        image_size=config.image_size,
-        data_dir=config.data_dir,
-        split_seed=config.split_seed,
-    )
-
-
-def _check_warm_start(config: SweepConfig, settings: Settings) -> None:
-    """Refuses a `--warm-start` that names nothing, before anything starts.
-
-    Raises:
-        UsageError: names the studies that there are.
-    """
-    from experiments.storage import has_storage, open_storage
-    from experiments.studies import find_studies
-
-    wanted = str(config.warm_start)
-    url = settings.study_url
-    records = find_studies(open_storage(url)) if has_storage(url) else []
-    names = list(dict.fromkeys(record.sweep for record in reversed(records)))
-    if not names:
-        raise UsageError(f"there is no study {wanted!r} to start from; no sweep has run here yet.")
-    if not any(wanted in (record.name, record.sweep) for record in records):
-        raise UsageError(
-            f"there is no study {wanted!r} to start from; {choose(wanted, names[:20])}"
-        )
-
-
-def _check_study(config: SweepConfig, settings: Settings, dataset: Dataset) -> None:
-    """Refuses a `--study` that was begun with another dataset or config, before anything starts.
-
-    Raises:
-        UsageError: names the architectures that differ.
-    """
-    from experiments.storage import open_storage
-    from experiments.studies import find_studies
-
-    wanted = config.fingerprints(dataset.fingerprint)
-    differ = [
-        record.name
-        for record in find_studies(open_storage(settings.study_url))
-        if record.sweep == config.study
-        and wanted.get(record.architecture_path, record.config_fingerprint)
-        != record.config_fingerprint
-    ]
-    if differ:
-        raise UsageError(
-            f"{', '.join(differ)} was begun with another dataset or config. "
-            "Give the same options, or another --study."
-        )
 
 
 def _find_finished(config: SweepConfig, settings: Settings, dataset: Dataset) -> SweepResult | None:
@@ -195,27 +141,6 @@ def _find_finished(config: SweepConfig, settings: Settings, dataset: Dataset) ->
     )
 
 
-def _introduce(config: SweepConfig, dataset: Dataset) -> str:
-    counts = dataset.counts()
-    return (
-        f"{dataset.name}: {len(dataset.y)} {_rows_in_words(dataset)}, "
-        f"{len(dataset.class_names)} classes; {counts['train']} to train, "
-        f"{counts['val']} to validate, {counts['test']} to test. "
-        f"Starting {config.n_workers} worker(s)."
-    )
-
-
-def _rows_in_words(dataset: Dataset) -> str:
-    spec = dataset.input
-    if spec.columns is not None:
-        n_categories = sum(column.categories is not None for column in spec.columns)
-        parts = f", {n_categories} of them categories" if n_categories else ""
-        return f"rows of {len(spec.columns)} columns{parts}"
-    if spec.ragged:
-        return f"sequences of up to {spec.shape[0]} steps x {spec.shape[1] - 1}"
-    return f"{spec.kind}s of " + " x ".join(str(size) for size in spec.shape)
-
-
 @contextlib.contextmanager
 def _open_tracking(settings: Settings) -> Iterator[Callable[[], str]]:
     """Yields a function that waits for the tracking server and returns its address."""
@@ -244,50 +169,6 @@ def _start_workers(
 
     log = settings.home / "logs" / f"workers-{datetime.now(UTC):%Y%m%d-%H%M%S}.log"
     return open_cluster(config.n_workers, config.threads, log)
-
-
-def _describe(
-    config: SweepConfig, dataset: Dataset, cluster: Cluster, progress: Progress
-) -> list[Description]:
-    """Lets a worker describe each architecture, and narrows its space as the config says.
-
-    Raises:
-        UsageError: one cannot be imported or packaged, none takes the data, or the config asks for
-            params or values that there are not; all of it at once.
-    """
-    from experiments.architectures import describe
-    from experiments.config_check import refuse
-    from experiments.space import narrow_all
-
-    counts = tuple(dataset.class_counts("train"))
-    found: list[Description] = []
-    wrong: list[str] = []
-    for name in config.architectures:
-        try:
-            one = cluster.call(
-                describe, architecture_path(name), dataset.input, counts, config.objective
-            )
-        except UsageError as err:
-            wrong.append(str(err).rstrip("."))
-            continue
-        if one.left_out is not None:
-            progress.note(f"{one.name} is left out: it {one.left_out}.")
-        found.append(one)
-    fits = [one for one in found if one.left_out is None]
-    narrowed, errors = narrow_all(
-        {one.path: one.distributions() for one in fits}, config.space, config.fix
-    )
-    refuse([*wrong, *errors])
-    fits = [one.narrowed(narrowed[one.path]) for one in fits]
-    if not fits:
-        raise UsageError(
-            f"none of {', '.join(config.architectures)} takes {dataset.input.kind}s; "
-            "give others with --architectures, or say what the rows are with --kind."
-        )
-    names = [one.name for one in fits]
-    if len(set(names)) < len(names):
-        raise UsageError(f"two architectures have one name: {', '.join(sorted(names))}.")
-    return fits
 
 
 @contextlib.contextmanager
@@ -423,15 +304,15 @@ def _rehearse(config: SweepConfig, settings: Settings) -> str:
     from experiments.cluster import open_cluster
 
     config.check()
-    dataset = _load(config)
-    lines = [_introduce(config, dataset), *dataset.notes]
+    dataset = load_data(config)
+    lines = [introduce(config, dataset), *dataset.notes]
     with (
         tempfile.TemporaryDirectory() as scratch,
         open_cluster(1, config.threads, Path(scratch) / "workers.log") as cluster,
     ):
         from experiments.progress import Lines
 
-        for one in _describe(config, dataset, cluster, Lines()):
+        for one in describe_all(config, dataset, cluster, Lines()):
             lines.append(f"{one.name}: {config.trials} trials of {config.epochs} epochs over")
             lines += [f"  {name}: {space}" for name, space in one.space.items()]
     lines.append(

@@ -22,8 +22,6 @@ from experiments import run_sweep
 from experiments.cluster import Cluster
 from experiments.config import SweepConfig
 from experiments.config_file import load_config, read_options
-from experiments.storage import open_storage
-from experiments.studies import request_stop
 from experiments.study import Tally
 from mlops.errors import DataError, UsageError
 from mlops.inputs import Column
@@ -482,36 +480,3 @@ def test_the_candidate_is_the_refit_of_the_median_of_fresh_seeds(
     assert parents[0].data.metrics["seeds_mean_val_macro_f1"] == pytest.approx(study.seeds.mean)
     folder = client.download_artifacts(refit.info.run_id, "model", str(tmp_path))
     assert check_model_folder(Path(folder)).architecture == "dnn"
-
-
-def test_another_process_stops_a_sweep_and_the_same_command_goes_on(
-    tracking: Tracking, workers: Cluster, client: Any, tmp_path: Path
-) -> None:
-    config = dataclasses.replace(QUICK, experiment="stopped", trials=4, epochs=15, workers=1)
-    env = {**os.environ, "MLOPS_HOME": str(tracking.settings.home), "PYTHONPATH": str(Path.cwd())}
-    command = [sys.executable, "-m", "experiments.sweep", "--architectures", "dnn", "--json"]
-    command += ["--trials", "4", "--epochs", "15", "--workers", "1", "--experiment", "stopped"]
-    process = subprocess.Popen(
-        command, cwd=tmp_path, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
-    storage = open_storage(tracking.settings.study_url)
-    deadline = time.monotonic() + 120
-    while time.monotonic() < deadline and process.poll() is None:
-        experiment = client.get_experiment_by_name("stopped")
-        if experiment is not None and client.search_runs(
-            [experiment.experiment_id],
-            "attributes.status = 'FINISHED' and attributes.run_name = 'dnn-000'",
-        ):
-            break
-        time.sleep(0.1)
-    sweep_id = client.get_experiment_by_name("stopped")
-    runs = client.search_runs([sweep_id.experiment_id], max_results=1)
-    sweep_id = runs[0].data.tags["mlops.sweep"]
-    request_stop(storage, sweep_id)
-    out, err = process.communicate(timeout=60)
-    assert process.returncode == 130, err
-    assert "another process asked this sweep to stop" in err
-    assert json.loads(out.strip().splitlines()[-1])["sweep_id"] == sweep_id
-    result = run_sweep(config, settings=tracking.settings, cluster=workers, progress=Notes())
-    assert result.sweep_id == sweep_id
-    assert result.studies[0].n_complete + result.studies[0].n_pruned == 4

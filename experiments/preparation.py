@@ -1,0 +1,140 @@
+"""What is found out before a sweep makes anything: the data, the spaces, and what cannot be."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from experiments.config import SweepConfig, architecture_path
+from mlops.errors import UsageError, choose
+from mlops.settings import Settings
+
+if TYPE_CHECKING:
+    from experiments.architectures import Description
+    from experiments.cluster import Cluster
+    from experiments.progress import Progress
+    from mlops.data import Dataset
+
+
+def load_data(config: SweepConfig) -> Dataset:
+    from mlops.data import load_dataset
+
+    return load_dataset(
+        config.dataset,
+        kind=config.kind,
+        label=config.label,
+        categorical=config.categorical,
+        sequence_id=config.sequence_id,
+        image_size=config.image_size,
+        data_dir=config.data_dir,
+        split_seed=config.split_seed,
+    )
+
+
+def check_warm_start(config: SweepConfig, settings: Settings) -> None:
+    """Refuses a `--warm-start` that names nothing, before anything starts.
+
+    Raises:
+        UsageError: names the studies that there are.
+    """
+    from experiments.storage import has_storage, open_storage
+    from experiments.studies import find_studies
+
+    wanted = str(config.warm_start)
+    url = settings.study_url
+    records = find_studies(open_storage(url)) if has_storage(url) else []
+    names = list(dict.fromkeys(record.sweep for record in reversed(records)))
+    if not names:
+        raise UsageError(f"there is no study {wanted!r} to start from; no sweep has run here yet.")
+    if not any(wanted in (record.name, record.sweep) for record in records):
+        raise UsageError(
+            f"there is no study {wanted!r} to start from; {choose(wanted, names[:20])}"
+        )
+
+
+def check_study(config: SweepConfig, settings: Settings, dataset: Dataset) -> None:
+    """Refuses a `--study` that was begun with another dataset or config, before anything starts.
+
+    Raises:
+        UsageError: names the architectures that differ.
+    """
+    from experiments.storage import open_storage
+    from experiments.studies import find_studies
+
+    wanted = config.fingerprints(dataset.fingerprint)
+    differ = [
+        record.name
+        for record in find_studies(open_storage(settings.study_url))
+        if record.sweep == config.study
+        and wanted.get(record.architecture_path, record.config_fingerprint)
+        != record.config_fingerprint
+    ]
+    if differ:
+        raise UsageError(
+            f"{', '.join(differ)} was begun with another dataset or config. "
+            "Give the same options, or another --study."
+        )
+
+
+def introduce(config: SweepConfig, dataset: Dataset) -> str:
+    counts = dataset.counts()
+    return (
+        f"{dataset.name}: {len(dataset.y)} {_rows_in_words(dataset)}, "
+        f"{len(dataset.class_names)} classes; {counts['train']} to train, "
+        f"{counts['val']} to validate, {counts['test']} to test. "
+        f"Starting {config.n_workers} worker(s)."
+    )
+
+
+def _rows_in_words(dataset: Dataset) -> str:
+    spec = dataset.input
+    if spec.columns is not None:
+        n_categories = sum(column.categories is not None for column in spec.columns)
+        parts = f", {n_categories} of them categories" if n_categories else ""
+        return f"rows of {len(spec.columns)} columns{parts}"
+    if spec.ragged:
+        return f"sequences of up to {spec.shape[0]} steps x {spec.shape[1] - 1}"
+    return f"{spec.kind}s of " + " x ".join(str(size) for size in spec.shape)
+
+
+def describe_all(
+    config: SweepConfig, dataset: Dataset, cluster: Cluster, progress: Progress
+) -> list[Description]:
+    """Lets a worker describe each architecture, and narrows its space as the config says.
+
+    Raises:
+        UsageError: one cannot be imported or packaged, none takes the data, or the config asks for
+            params or values that there are not; all of it at once.
+    """
+    from experiments.architectures import describe
+    from experiments.config_check import refuse
+    from experiments.space import narrow_all
+
+    counts = tuple(dataset.class_counts("train"))
+    found: list[Description] = []
+    wrong: list[str] = []
+    for name in config.architectures:
+        try:
+            one = cluster.call(
+                describe, architecture_path(name), dataset.input, counts, config.objective
+            )
+        except UsageError as err:
+            wrong.append(str(err).rstrip("."))
+            continue
+        if one.left_out is not None:
+            progress.note(f"{one.name} is left out: it {one.left_out}.")
+        found.append(one)
+    fits = [one for one in found if one.left_out is None]
+    narrowed, errors = narrow_all(
+        {one.path: one.distributions() for one in fits}, config.space, config.fix
+    )
+    refuse([*wrong, *errors])
+    fits = [one.narrowed(narrowed[one.path]) for one in fits]
+    if not fits:
+        raise UsageError(
+            f"none of {', '.join(config.architectures)} takes {dataset.input.kind}s; "
+            "give others with --architectures, or say what the rows are with --kind."
+        )
+    names = [one.name for one in fits]
+    if len(set(names)) < len(names):
+        raise UsageError(f"two architectures have one name: {', '.join(sorted(names))}.")
+    return fits
