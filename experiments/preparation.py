@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
 from experiments.config import SweepConfig, architecture_path
 from mlops.errors import UsageError, choose
@@ -128,7 +129,7 @@ def describe_all(
         {one.path: one.distributions() for one in fits}, config.space, config.fix
     )
     refuse([*wrong, *errors])
-    fits = [one.narrowed(narrowed[one.path]) for one in fits]
+    fits = [_with_space(one, narrowed[one.path]) for one in fits]
     if not fits:
         raise UsageError(
             f"none of {', '.join(config.architectures)} takes {dataset.input.kind}s; "
@@ -138,3 +139,16 @@ def describe_all(
     if len(set(names)) < len(names):
         raise UsageError(f"two architectures have one name: {', '.join(sorted(names))}.")
     return fits
+
+
+def _with_space(description: Description, space: dict[str, Any]) -> Description:
+    """Returns the description with another space, and its baseline moved into that."""
+    from optuna.distributions import distribution_to_json
+
+    from experiments.space import nearest
+
+    return replace(
+        description,
+        space={name: distribution_to_json(one) for name, one in space.items()},
+        baseline=nearest(space, description.baseline),
+    )

@@ -26,7 +26,7 @@ import importlib
 import sys
 import tempfile
 from abc import ABC, abstractmethod
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -120,16 +120,6 @@ class Description:
     def distributions(self) -> dict[str, BaseDistribution]:
         """Returns the search space as Optuna has it."""
         return {name: json_to_distribution(text) for name, text in self.space.items()}
-
-    def narrowed(self, space: dict[str, BaseDistribution]) -> Description:
-        """Returns the description with another space, and the baseline moved into it."""
-        from experiments.space import nearest
-
-        return replace(
-            self,
-            space={name: distribution_to_json(one) for name, one in space.items()},
-            baseline=nearest(space, self.baseline),
-        )
 
 
 def open_architecture(path: str) -> Architecture:
