@@ -492,7 +492,8 @@ class _Rows:
             else:
                 _refuse("is not a base64 string", index)
             parsed.append(self._decoded(content, index))
-        return self._cast(np.stack(parsed))
+        # One row is the usual request, and np.stack would copy it.
+        return self._cast(np.stack(parsed) if len(parsed) > 1 else parsed[0][np.newaxis])
 
     def _from_columns(self, columns: Mapping[Any, Any]) -> npt.NDArray[Any]:
         _refuse("the input is a dictionary, but this model knows no column names")

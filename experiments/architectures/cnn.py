@@ -21,8 +21,8 @@ SMALLEST_VALID = 18
 """Pixels of the shorter side from which three 3x3 convolutions and two pools leave something over
 without padding: 18 -> 16 -> 8 -> 6 -> 3 -> 1."""
 SMALLEST_AUGMENTED = 16
-"""Pixels of the shorter side from which images are shifted, turned and cut. On the 8 of digits one
-pixel is an eighth: the smallest shift is more than what the search may ask for."""
+"""Pixels of the shorter side from which images are shifted, turned and cut. Of the 8 of digits one
+pixel is an eighth: a shift within the space blurs more than it moves, and cutout takes a stroke."""
 BOTH_FLIPS = "horizontal_and_vertical"
 
 
@@ -94,7 +94,7 @@ def _augmentation_space(data: InputSpec) -> dict[str, BaseDistribution]:
     if min(data.shape[:2]) >= SMALLEST_AUGMENTED:
         space["shift"] = FloatDistribution(0.0, 0.15, step=0.05)  # of the side, either way
         space["rotation"] = FloatDistribution(0.0, 15.0, step=5.0)  # degrees, either way
-        space["cutout"] = FloatDistribution(0.0, 0.3, step=0.1)  # side of the square, of the side
+        space["cutout"] = FloatDistribution(0.0, 0.3, step=0.1)  # of each side
     return space
 
 
@@ -102,7 +102,7 @@ def _augmentation(params: Params, data: InputSpec) -> list[Any]:
     """Returns the layers that change images in [0, 1], in training only; none where all is off.
 
     A shifted or turned image goes on with the pixels of its edge. Cutout (DeVries and Taylor 2017)
-    erases one square of each image, with the mean of the training rows.
+    erases one window of each image, of its proportions, with the mean of the training rows.
     """
     layers = keras.layers
     found: list[Any] = []
