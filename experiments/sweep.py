@@ -18,7 +18,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import numpy as np
 import tyro
 
 from experiments.config import SweepConfig
@@ -66,6 +65,8 @@ def run_sweep(
         >>> result = run_sweep(SweepConfig(dataset="digits", architectures=("cnn",), trials=10))
         >>> result.studies[0].best.value
     """
+    import numpy as np
+
     from experiments.progress import open_progress
     from experiments.storage import open_storage
     from mlops.dataset_store import open_dataset_store

@@ -24,6 +24,12 @@ SMALLEST_AUGMENTED = 16
 """Pixels of the shorter side from which images are shifted, turned and cut. Of the 8 of digits one
 pixel is an eighth: a shift within the space blurs more than it moves, and cutout takes a stroke."""
 BOTH_FLIPS = "horizontal_and_vertical"
+AUGMENTATION = (
+    keras.layers.RandomFlip,
+    keras.layers.RandomTranslation,
+    keras.layers.RandomRotation,
+    keras.layers.RandomErasing,
+)
 
 
 class CNN(Architecture):
@@ -83,6 +89,16 @@ class CNN(Architecture):
         x = keras.layers.Dropout(params["dropout"])(x)
         model = keras.Model(inputs, keras.layers.Dense(n_classes, name="logits")(x))
         return compile_classifier(model, params["learning_rate"])
+
+    def to_package(self, model: keras.Model) -> keras.Model:
+        """Returns the model that is packaged: from raw rows to class probabilities.
+
+        It augments nothing, whoever calls it: Keras' layers do, but where `training=False` is said.
+        """
+        x = model.input
+        for layer in model.layers[1:]:
+            x = x if isinstance(layer, AUGMENTATION) else layer(x)
+        return keras.Model(model.input, keras.layers.Softmax()(x))
 
 
 def _augmentation_space(data: InputSpec) -> dict[str, BaseDistribution]:
