@@ -37,7 +37,7 @@ lint: $(BIN)/.dev     ## Check style, types and the direction of imports.
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy && $(BIN)/lint-imports --no-cache
 
 bench: $(BIN)/.dev    ## Run the benchmarks and print their tables.
-	PATH="$(CURDIR)/$(BIN):$$PATH" sh -c 'for one in tracking serving; do python -m benchmarks.$$one 2>/dev/null || exit 1; done'
+	PATH="$(CURDIR)/$(BIN):$$PATH" sh -c 'for one in tracking serving baselines; do python -m benchmarks.$$one 2>/dev/null || exit 1; done'
 
 lock:         ## Resolve the dependencies anew (needs uv).
 	uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header --no-annotate pyproject.toml -o requirements.lock

@@ -6,10 +6,12 @@ highest accuracy on the validation rows answers the test rows, once. Of equal on
 and the first of each list is the default.
 
 The DNN is searched as `python -m experiments.sweep` does it, ten trials of 20 epochs in Podium's
-own space, two at a time; the others are fitted one by one, with one thread. The DNN's answers are those of the registered candidate, downloaded and asked with raw rows.
+own space, two at a time. Its answers are those of the registered candidate, downloaded and asked
+with raw rows. The others are fitted one after another, with one thread.
 
-The label of the penguins is their sex: their species, which one predicts as a rule, is told from
-two measurements, and there no two methods differ. The 11 birds of unknown sex are left out.
+The label of the penguins is their sex: their species, which one predicts as a rule, is told almost
+wholly by two measurements, which leaves little to compare. The 11 birds of unknown sex are left
+out.
 """
 
 from __future__ import annotations
