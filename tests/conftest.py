@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -15,6 +16,9 @@ from mlops.settings import Settings, quiet
 quiet()
 for _name in [name for name in os.environ if name.startswith(("MLOPS_", "MLFLOW_TRACKING_"))]:
     del os.environ[_name]  # the suite keeps out of the stores of who runs it
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    # A shell starts a suite in the background deaf to Ctrl-C, and its children would be so too.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @dataclass(frozen=True, slots=True)
