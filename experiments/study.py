@@ -68,6 +68,7 @@ class Search:
         self.config = config
         self.resumed = resumed
         self._space = description.distributions()
+        self._resolved = config.resolved()
 
     @property
     def name(self) -> str:
@@ -84,7 +85,7 @@ class Search:
 
     @property
     def pruner(self) -> optuna.pruners.BasePruner:
-        return build_pruner(self.config.resolved())
+        return build_pruner(self._resolved)
 
     def recover(self) -> list[str]:
         """Fails the trials that a dead driver left running, and enqueues them afresh.
@@ -101,13 +102,13 @@ class Search:
         trials = self.study.get_trials(deepcopy=False)
         if self._has_enough(trials):
             return None
-        config = self.config.resolved()
-        if config.sampler == "grid" and not _waiting(trials):
+        if self._resolved.sampler == "grid" and not _waiting(trials):
             self._enqueue_cell(trials)
         # A sampler as fresh as the trial: what is proposed depends on the trials so far, and not on
         # how often the sweep was interrupted. One that lives on would begin its stream again.
         self.study.sampler = build_sampler(
-            config, new_seed(self.config.seed, self.description.name, "sampler", len(trials))
+            self._resolved,
+            new_seed(self.config.seed, self.description.name, "sampler", len(trials)),
         )
         trial = self.study.ask(self._space)
         attrs = trial.user_attrs
@@ -125,12 +126,12 @@ class Search:
         n_counted = sum(trial.state in counted for trial in trials)
         if self.gave_up is not None or n_counted >= self.config.trials:
             return True
-        return self._next_cell(trials) is None and not _waiting(trials)
+        if self._resolved.sampler != "grid" or _waiting(trials):
+            return False
+        return self._next_cell(trials) is None
 
     def _next_cell(self, trials: list[FrozenTrial]) -> tuple[int, Params] | None:
         """Returns the first cell of the grid that was not asked for; None past the last one."""
-        if self.config.resolved().sampler != "grid":
-            return 0, {}
         index = 1 + max((trial.user_attrs.get("cell", -1) for trial in trials), default=-1)
         seed = new_seed(self.config.seed, self.description.name, "grid")
         cell = grid_cell(self._space, seed, index)

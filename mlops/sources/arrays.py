@@ -24,7 +24,7 @@ from mlops.rows import (
     flat_labels,
     stored_rows,
 )
-from mlops.sources.files import listed, one_line, open_file, safe_name
+from mlops.sources.files import check_start, listed, one_line, open_file, safe_name
 
 ONE_PART = ("x", "y")
 TWO_PARTS = ("x_train", "y_train", "x_test", "y_test")
@@ -60,12 +60,7 @@ def read_arrays(
         where: What messages call it.
         mapped_from: Bytes from which an uncompressed array is mapped.
     """
-    start = file.read(2)
-    file.seek(0)
-    if not start:
-        raise DataError(f"{where} is empty; expected an .npz archive. Save it with np.savez.")
-    if start != b"PK":
-        raise DataError(f"{where} is not an .npz archive. Save it with np.savez.")
+    check_start(file, b"PK", where, "an .npz archive", "np.savez")
     key = ""
     try:
         with np.load(file, allow_pickle=False) as archive:

@@ -32,3 +32,24 @@ def one_line(cause: object) -> str:
 def listed(names: Sequence[str]) -> str:
     more = f" and {len(names) - 20} more" if len(names) > 20 else ""
     return (", ".join(repr(name) for name in names[:20]) or "nothing") + more
+
+
+def check_start(file: IO[bytes], magic: bytes, where: str, what: str, save: str) -> None:
+    """Refuses a file that does not begin as its kind does; leaves it at its beginning.
+
+    Args:
+        file: Open for reading, at its beginning.
+        magic: The first bytes of such a file.
+        where: What messages call the file.
+        what: What it should be, as "an .npz archive".
+        save: How to save such a file.
+
+    Raises:
+        DataError: It is empty, or begins otherwise.
+    """
+    start = file.read(len(magic))
+    file.seek(0)
+    if not start:
+        raise DataError(f"{where} is empty; expected {what}. Save it with {save}.")
+    if start != magic:
+        raise DataError(f"{where} is not {what}. Save it with {save}.")

@@ -21,7 +21,7 @@ from mlops.sources.columns import (
     read_steps,
     refuse_columns,
 )
-from mlops.sources.files import listed, one_line, open_file, safe_name
+from mlops.sources.files import check_start, listed, one_line, open_file, safe_name
 from mlops.sources.reading import Reading
 
 
@@ -117,12 +117,7 @@ def _read_parquet(
     """Returns the names of the columns, a DataFrame that has just these, and no notes."""
     import pyarrow.parquet as pq
 
-    start = file.read(4)
-    file.seek(0)
-    if not start:
-        raise DataError(f"{where} is empty; expected a Parquet file. Save it with to_parquet.")
-    if start != b"PAR1":
-        raise DataError(f"{where} is not a Parquet file. Save it with to_parquet.")
+    check_start(file, b"PAR1", where, "a Parquet file", "to_parquet")
     try:
         table = pq.ParquetFile(file, page_checksum_verification=True).read()
         metadata = table.schema.pandas_metadata or {"index_columns": (), "columns": ()}
