@@ -9,6 +9,9 @@ import optuna
 
 from mlops.errors import UsageError
 
+MAX_MEETINGS = 10
+"""Times that others may be met making the same tables before it is taken for an error."""
+
 
 def open_storage(url: str) -> optuna.storages.RDBStorage:
     """Opens the study database; SQLite with a write-ahead log, so that processes do not block.
@@ -24,9 +27,7 @@ def open_storage(url: str) -> optuna.storages.RDBStorage:
             parents=True, exist_ok=True
         )
     try:
-        storage = optuna.storages.RDBStorage(
-            url, engine_kwargs={"connect_args": {"timeout": 60}} if sqlite else {}
-        )
+        storage = _make_tables(url, {"connect_args": {"timeout": 60}} if sqlite else {})
     except Exception as err:
         raise UsageError(
             f"the study database cannot be opened ({type(err).__name__}); "
@@ -41,6 +42,25 @@ def open_storage(url: str) -> optuna.storages.RDBStorage:
 
         storage.engine.dispose()  # so that the next connection is made with the listener
     return storage
+
+
+def _make_tables(url: str, engine_kwargs: dict[str, Any]) -> optuna.storages.RDBStorage:
+    """Opens a storage whose tables others may be making at this moment.
+
+    Optuna looks for a table and then makes it; of two that do so at once one fails. Each time
+    round finds more of them made, so that it ends.
+    """
+    import sqlalchemy
+
+    for _ in range(MAX_MEETINGS):
+        try:
+            return optuna.storages.RDBStorage(url, engine_kwargs=engine_kwargs)
+        except (sqlalchemy.exc.IntegrityError, sqlalchemy.exc.ProgrammingError):
+            pass
+        except sqlalchemy.exc.OperationalError as err:
+            if "already exists" not in str(err):
+                raise
+    return optuna.storages.RDBStorage(url, engine_kwargs=engine_kwargs)
 
 
 def has_storage(url: str) -> bool:
