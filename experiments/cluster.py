@@ -73,13 +73,16 @@ class Cluster:
 
 
 @contextlib.contextmanager
-def open_cluster(n_workers: int, threads: int, log: Path) -> Iterator[Cluster]:
+def open_cluster(
+    n_workers: int, threads: int, log: Path, preload: str = "experiments.trial"
+) -> Iterator[Cluster]:
     """Starts worker processes on this machine; ends them on exit.
 
     Args:
         n_workers: How many processes.
         threads: Threads that a trial computes with.
         log: File that takes what the workers write.
+        preload: Module with a `dask_setup` that makes a worker's process ready.
     """
     import dask
     from distributed import Client, LocalCluster
@@ -108,7 +111,7 @@ def open_cluster(n_workers: int, threads: int, log: Path) -> Iterator[Cluster]:
             memory_limit=0,
             silence_logs=50,
             local_directory=str(log.parent / "workers"),
-            preload=["experiments.trial"],
+            preload=[preload],
             env={THREADS_VARIABLE: str(threads), LOG_VARIABLE: str(log)},
         )
         client = Client(cluster, set_as_default=False)

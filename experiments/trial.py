@@ -97,14 +97,43 @@ class TrialResult:
     reason: str | None = None
 
 
-def run_trial(task: TrialTask) -> TrialResult:
+@dataclass(frozen=True, slots=True)
+class Fitted:
+    """A network that was trained, and what writes it to a file."""
+
+    trained: Trained
+    save: Callable[[Path], None]
+
+
+Fit = Callable[[Training, OnEpoch, bool], Fitted]
+"""Trains a network and tells of each epoch; with True on training and validation rows together."""
+
+
+def fit_network(training: Training, on_epoch: OnEpoch, refit: bool) -> Fitted:
+    """The `Fit` of every sweep: the architecture's network, by Keras."""
+    architecture = open_architecture(training.architecture)
+    dataset = _open_dataset(training.datasets_url, training.dataset_fingerprint)
+    trained = train(
+        architecture,
+        training.params,
+        dataset,
+        seed=training.seed,
+        epochs=training.epochs,
+        objective=training.objective,
+        refit=refit,
+        on_epoch=on_epoch,
+    )
+    return Fitted(trained, functools.partial(_save, architecture, trained))
+
+
+def run_trial(task: TrialTask, fit: Fit = fit_network) -> TrialResult:
     """Trains a trial in a worker; every way it can go is a result, but for the worker's death."""
-    return _tell(task.training, lambda run: _run_trial(task, run))
+    return _tell(task.training, lambda run: _run_trial(task, run, fit))
 
 
-def run_final(task: FinalTask) -> TrialResult:
+def run_final(task: FinalTask, fit: Fit = fit_network) -> TrialResult:
     """Trains the best params once more, in a worker; saves the network."""
-    return _tell(task.training, lambda run: _run_final(task, run))
+    return _tell(task.training, lambda run: _run_final(task, run, fit))
 
 
 def _tell(training: Training, run_it: Callable[[Run], TrialResult]) -> TrialResult:
@@ -123,7 +152,7 @@ def _tell(training: Training, run_it: Callable[[Run], TrialResult]) -> TrialResu
         return result
 
 
-def _run_trial(task: TrialTask, run: Run) -> TrialResult:
+def _run_trial(task: TrialTask, run: Run, fit: Fit) -> TrialResult:
     import optuna
 
     training = task.training
@@ -141,13 +170,14 @@ def _run_trial(task: TrialTask, run: Run) -> TrialResult:
         trial.report(value, epoch)
         return trial.should_prune() and epoch < training.epochs - 1
 
-    architecture, trained = _train(training, on_epoch)
+    fitted = fit(training, on_epoch, False)
+    trained = fitted.trained
     if trained.value is None:
         return _not_finite(trained)
     _log_best(run, training.objective, trained)
     saved = not trained.stopped and trained.value >= _best_so_far(study)
     if saved:
-        _save(architecture, trained, training.network)
+        fitted.save(training.network)
     return TrialResult(
         "pruned" if trained.stopped else "complete",
         trained.value,
@@ -157,40 +187,23 @@ def _run_trial(task: TrialTask, run: Run) -> TrialResult:
     )
 
 
-def _run_final(task: FinalTask, run: Run) -> TrialResult:
+def _run_final(task: FinalTask, run: Run, fit: Fit) -> TrialResult:
     training = task.training
 
     def on_epoch(epoch: int, metrics: dict[str, float]) -> bool:
         run.log_metrics(metrics, step=epoch)
         return False
 
-    architecture, trained = _train(training, on_epoch, task.refit)
+    fitted = fit(training, on_epoch, task.refit)
+    trained = fitted.trained
     if not math.isfinite(trained.history[-1]["train_loss"]) and trained.value is None:
         return _not_finite(trained)
     if trained.value is not None:
         _log_best(run, training.objective, trained)
-    _save(architecture, trained, training.network)
+    fitted.save(training.network)
     return TrialResult(
         "complete", trained.value, trained.best_epoch, trained.weights_sha256, saved=True
     )
-
-
-def _train(
-    training: Training, on_epoch: OnEpoch, refit: bool = False
-) -> tuple[Architecture, Trained]:
-    architecture = open_architecture(training.architecture)
-    dataset = _open_dataset(training.datasets_url, training.dataset_fingerprint)
-    trained = train(
-        architecture,
-        training.params,
-        dataset,
-        seed=training.seed,
-        epochs=training.epochs,
-        objective=training.objective,
-        refit=refit,
-        on_epoch=on_epoch,
-    )
-    return architecture, trained
 
 
 def _not_finite(trained: Trained) -> TrialResult:
