@@ -236,8 +236,9 @@ def _serve(options: ServerOptions) -> int:
                 say(f"It listens on {options.host} without a login: who reaches it can change it.")
             say(f"{'Joined' if server.joined else 'Starting'} {server.url} ...")
             server.wait()
-            answer(f"MLflow UI: {server.url}/#/experiments?workflowType=machine_learning")
             say("Ctrl-C ends it, unless something else of this home still uses it.")
+            # Last: who waits for the link may press Ctrl-C at once.
+            answer(f"MLflow UI: {server.url}/#/experiments?workflowType=machine_learning")
             while True:
                 time.sleep(1.0)
                 server.check_alive()
