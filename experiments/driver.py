@@ -8,6 +8,7 @@ fails it and enqueues it afresh; a finished trial was told and is never asked ag
 
 from __future__ import annotations
 
+import dataclasses
 import tempfile
 import threading
 import time
@@ -186,6 +187,8 @@ class Driver:
             # Last: killed before this line, the same command does the end of it again.
             if search.has_enough:
                 search.note_finished()
+                for left in self._network(search, "any").parent.glob("*.checkpoint*"):
+                    left.unlink(missing_ok=True)  # of one that was killed, and given up
         self.runs.journal.close()
         # A server that did not answer until now need not be waited for: the journal keeps it all.
         soon = interrupted or self.drain.problem is not None
@@ -221,7 +224,7 @@ class Driver:
             run = self.runs.create_trial(search, ask)
             task = TrialTask(
                 training=self._training(
-                    search, f"{ask.number:05d}", run, ask.params, ask.seed, self.config.epochs
+                    search, f"{ask.number:05d}", run, ask.params, ask.seed, f"{ask.origin:05d}"
                 ),
                 study=search.name,
                 study_url=self.settings.study_url,
@@ -233,20 +236,23 @@ class Driver:
         return False
 
     def _training(
-        self, search: Search, name: str, run: Run, params: Params, seed: int, epochs: int
+        self, search: Search, name: str, run: Run, params: Params, seed: int, origin: str
     ) -> Training:
+        """Returns what a worker needs; an attempt goes on where another of one origin was cut."""
+        network = self._network(search, name)
         return Training(
             architecture=search.description.path,
             objective=search.description.objective,
             params=params,
             seed=seed,
-            epochs=epochs,
+            epochs=self.config.epochs,
             dataset_fingerprint=self.dataset.fingerprint,
             datasets_url=self.settings.datasets_url,
             name=f"{search.description.name}-{name}",
             journal_folder=self.runs.journal.folder,
             run_key=run.key,
-            network=self._network(search, name),
+            network=network,
+            checkpoint=network.with_name(f"{origin}.checkpoint"),
         )
 
     def _pending_finals(self) -> list[tuple[Search, Final]]:
@@ -262,7 +268,8 @@ class Driver:
     def _submit_final(self, search: Search, final: Final) -> None:
         run = self.runs.create_final(search, final)
         Finals(search).begin(final, run.key)
-        training = self._training(search, final.name, run, final.params, final.seed, final.epochs)
+        training = self._training(search, final.name, run, final.params, final.seed, final.name)
+        training = dataclasses.replace(training, epochs=final.epochs)
         task = FinalTask(training, refit=final.kind == "refit")
         self._finals_out[self.cluster.submit(run_final, task)] = (search, final, run)
 

@@ -33,13 +33,18 @@ optuna.logging.set_verbosity(optuna.logging.ERROR)
 
 @dataclass(frozen=True, slots=True)
 class Ask:
-    """A trial to train: what the sampler proposed, with the seed that makes it repeatable."""
+    """A trial to train: what the sampler proposed, with the seed that makes it repeatable.
+
+    Attributes:
+        origin: Number of the trial that this one tries again; its own, the first time.
+    """
 
     trial_id: int
     number: int
     params: Params
     seed: int
     attempt: int
+    origin: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,7 +119,14 @@ class Search:
         attrs = trial.user_attrs
         seed = attrs.get("seed", self._seed(trial.number))
         trial.set_user_attr("seed", seed)
-        return Ask(trial._trial_id, trial.number, trial.params, seed, attrs.get("attempt", 1))
+        return Ask(
+            trial_id=trial._trial_id,
+            number=trial.number,
+            params=trial.params,
+            seed=seed,
+            attempt=attrs.get("attempt", 1),
+            origin=attrs.get("origin", trial.number),
+        )
 
     @property
     def has_enough(self) -> bool:
@@ -192,6 +204,7 @@ class Search:
             user_attrs={
                 "seed": trial.user_attrs.get("seed", self._seed(number)),
                 "retry_of": number,
+                "origin": trial.user_attrs.get("origin", number),
                 "attempt": attempt + 1 if charge else attempt,
             },
         )

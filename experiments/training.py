@@ -16,22 +16,13 @@ from typing import Any
 import numpy as np
 
 from experiments.architectures import Architecture, Params
+from experiments.checkpoint import Checkpoint, Progress
+from experiments.passes import Passes, open_passes
 from mlops.data import Dataset
 from mlops.evaluation import classifier_metrics
 
-EVALUATION_BATCH = 512
-
-TRAIN_METRICS = {"loss": "train_loss", "accuracy": "train_accuracy"}
-VAE_METRICS = {
-    "loss": "train_loss",
-    "elbo": "train_elbo",
-    "reconstruction": "train_reconstruction",
-    "kl": "train_kl",
-    "val_loss": "val_loss",
-    "val_elbo": "val_elbo",
-    "val_reconstruction": "val_reconstruction",
-    "val_kl": "val_kl",
-}
+METRICS = ("loss", "accuracy", "elbo", "reconstruction", "kl")
+"""What is told of a network's own metrics, as train_loss and so on."""
 
 OnEpoch = Callable[[int, dict[str, float]], bool]
 """Takes an epoch from 0 and its metrics; returns True to stop the training there."""
@@ -39,7 +30,11 @@ OnEpoch = Callable[[int, dict[str, float]], bool]
 
 @dataclass(frozen=True, slots=True)
 class Trained:
-    """A trained model, with the best epoch's weights in it, and how it came about."""
+    """A trained model, with the best epoch's weights in it, and how it came about.
+
+    Attributes:
+        n_before: Epochs that were trained in another process, before this one went on.
+    """
 
     model: Any
     history: tuple[dict[str, float], ...]
@@ -47,6 +42,7 @@ class Trained:
     value: float | None
     stopped: bool
     weights_sha256: str
+    n_before: int = 0
 
 
 def train(
@@ -59,6 +55,7 @@ def train(
     objective: str | None = None,
     refit: bool = False,
     on_epoch: OnEpoch | None = None,
+    checkpoint: Checkpoint | None = None,
 ) -> Trained:
     """Trains one network and puts the best epoch's weights back into it.
 
@@ -71,6 +68,9 @@ def train(
             val_elbo of a VAE.
         refit: Learns from training and validation rows together. There is nothing left to choose
             an epoch by, then: the last one's weights count.
+        on_epoch: Is told of each epoch, those of a checkpoint too.
+        checkpoint: Where to go on from, and what to save in. Where it goes on makes no difference
+            to the weights.
     """
     import keras
 
@@ -81,72 +81,94 @@ def train(
     x, y = dataset.part("train")
     x_val, y_val = dataset.part("val")
     labelled = architecture.task == "classifier"
-    validate = None
     if refit:
         objective = None
         x, y = np.concatenate([x, x_val]), np.concatenate([y, y_val])
     else:
         objective = objective or ("val_accuracy" if labelled else "val_elbo")
-        validate = _classifier_validation(model, x_val, y_val, n_classes) if labelled else None
-    watch = _watch(TRAIN_METRICS if labelled else VAE_METRICS, objective, validate, on_epoch)
-    model.fit(
-        x,
-        y if labelled else None,
-        validation_data=None if labelled or refit else (x_val, None),
-        batch_size=params.get("batch_size", 32),
-        validation_batch_size=EVALUATION_BATCH,
-        epochs=epochs,
-        class_weight=_class_weight(params, y, n_classes) if labelled else None,
-        callbacks=[watch],
-        verbose=0,
-    )
-    if watch.best_weights is not None:
-        model.set_weights(watch.best_weights)
+    rows = (x, y, _row_weights(params, y, n_classes)) if labelled else (x,)
+    passes = open_passes(model, rows)
+
+    def validate() -> dict[str, float]:
+        if refit:
+            return {}
+        if labelled:
+            return _validate_classifier(model, passes, x_val, y_val, n_classes)
+        return _named("val", passes.evaluate(x_val))
+
+    progress = (checkpoint and checkpoint.load(model)) or Progress()
+    n_before = len(progress.history)
+    for epoch, metrics in enumerate(progress.history):
+        if on_epoch is not None:
+            on_epoch(epoch, metrics)  # to whoever goes on with the trial they are news
+    stopped = False
+    for epoch in range(n_before, epochs):
+        began = time.perf_counter()
+        # The order of an epoch depends on nothing but the seed and the epoch.
+        order = np.random.default_rng([seed, epoch]).permutation(len(x))
+        metrics = _named("train", passes.train(rows, order, params.get("batch_size", 32)))
+        metrics |= validate()
+        metrics["learning_rate"] = float(np.asarray(model.optimizer.learning_rate))
+        metrics["epoch_s"] = time.perf_counter() - began
+        finite = _note(progress, epoch, metrics, objective, model)
+        stopped = on_epoch is not None and on_epoch(epoch, metrics)
+        if stopped or not finite:
+            break
+        if checkpoint is not None:
+            checkpoint.save(model, progress)
+    if progress.best_weights is not None:
+        model.set_weights(progress.best_weights)
     return Trained(
         model=model,
-        history=tuple(watch.history_rows),
-        best_epoch=watch.best_epoch,
-        value=watch.best_value,
-        stopped=watch.stopped,
+        history=tuple(progress.history),
+        best_epoch=progress.best_epoch,
+        value=progress.best_value,
+        stopped=stopped,
         weights_sha256=hash_weights(model),
+        n_before=n_before,
     )
 
 
-def _class_weight(params: Params, y: np.ndarray, n_classes: int) -> dict[int, float] | None:
-    """Returns the weight of a class's rows in the loss, n / (n_classes * rows of the class).
+def _note(
+    progress: Progress, epoch: int, metrics: dict[str, float], objective: str | None, model: Any
+) -> bool:
+    """Notes an epoch, and the weights if it is the best so far; False if it is not finite."""
+    progress.history.append(metrics)
+    value = 0.0 if objective is None else metrics[objective]
+    if not math.isfinite(metrics["train_loss"]) or not math.isfinite(value):
+        return False
+    if objective is not None and (progress.best_value is None or value > progress.best_value):
+        progress.best_value, progress.best_epoch = value, epoch
+        progress.best_weights = model.get_weights()
+    return True
+
+
+def _named(part: str, metrics: dict[str, float]) -> dict[str, float]:
+    return {f"{part}_{name}": metrics[name] for name in METRICS if name in metrics}
+
+
+def _row_weights(params: Params, y: np.ndarray, n_classes: int) -> np.ndarray:
+    """Returns each row's weight in the loss: 1, or n / (n_classes * rows of its class).
 
     So each class counts as much as any other (King & Zeng 2001, section 3.2).
     """
     if params.get("class_weight", "none") != "balanced":
-        return None
+        return np.ones(len(y), np.float32)
     counts = np.bincount(y, minlength=n_classes)
-    return {label: len(y) / (n_classes * int(count)) for label, count in enumerate(counts)}
+    weights: np.ndarray = (len(y) / (n_classes * np.maximum(counts, 1))).astype(np.float32)[y]
+    return weights
 
 
-def _classifier_validation(
-    model: Any, x: np.ndarray, y: np.ndarray, n_classes: int
-) -> Callable[[], dict[str, float]]:
-    """Returns what scores the model on rows, after an epoch: its loss, and all metrics.
-
-    One pass, in batches of one shape (the last is filled up), so that it is traced once. It takes
-    the place of Keras' own validation, which would need a second pass for what Keras cannot count.
-    """
-    n_batches = -(-len(x) // EVALUATION_BATCH)
-    size = -(-len(x) // n_batches)
-    batches = [
-        x[np.arange(start, start + size) % len(x)] for start in range(0, n_batches * size, size)
-    ]
-
-    def validate() -> dict[str, float]:
-        outputs = [np.asarray(model.predict_on_batch(batch)) for batch in batches]
-        logits = np.concatenate(outputs)[: len(x)]
-        loss = float(model.compute_loss(y=y, y_pred=logits, training=False))
-        # A row of NaN names no class; argmax would say it is the first.
-        named = np.where(np.isfinite(logits).all(axis=1), logits.argmax(axis=1), -1)
-        metrics = classifier_metrics(named, y, n_classes)
-        return {"val_loss": loss, **{f"val_{name}": value for name, value in metrics.items()}}
-
-    return validate
+def _validate_classifier(
+    model: Any, passes: Passes, x: np.ndarray, y: np.ndarray, n_classes: int
+) -> dict[str, float]:
+    """Scores the model on rows, after an epoch: its loss, and all metrics, from one pass."""
+    logits = passes.forward(x)
+    loss = float(model.compute_loss(y=y, y_pred=logits, training=False))
+    # A row of NaN names no class; argmax would say it is the first.
+    named = np.where(np.isfinite(logits).all(axis=1), logits.argmax(axis=1), -1)
+    metrics = classifier_metrics(named, y, n_classes)
+    return {"val_loss": loss, **{f"val_{name}": value for name, value in metrics.items()}}
 
 
 def _seed_keras(seed: int) -> None:
@@ -160,49 +182,6 @@ def _seed_keras(seed: int) -> None:
 
     keras.utils.set_random_seed(seed)
     seed_generator.python_random = random.Random(seed)
-
-
-def _watch(
-    names: dict[str, str],
-    objective: str | None,
-    validate: Callable[[], dict[str, float]] | None,
-    on_epoch: OnEpoch | None,
-) -> Any:
-    import keras
-
-    class Watch(keras.callbacks.Callback):
-        """Keeps the best weights and tells of each epoch."""
-
-        def __init__(self) -> None:
-            super().__init__()
-            self.history_rows: list[dict[str, float]] = []
-            self.best_value: float | None = None
-            self.best_epoch: int | None = None
-            self.best_weights: list[Any] | None = None
-            self.stopped = False
-            self._began = 0.0
-
-        def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
-            self._began = time.perf_counter()
-
-        def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
-            logs = logs or {}
-            metrics = {names[key]: float(logs[key]) for key in names if key in logs}
-            if validate is not None:
-                metrics |= validate()
-            metrics["learning_rate"] = float(np.asarray(self.model.optimizer.learning_rate))
-            metrics["epoch_s"] = time.perf_counter() - self._began
-            self.history_rows.append(metrics)
-            value = 0.0 if objective is None else metrics[objective]
-            if not math.isfinite(metrics["train_loss"]) or not math.isfinite(value):
-                self.model.stop_training = True
-            elif objective is not None and (self.best_value is None or value > self.best_value):
-                self.best_value, self.best_epoch = value, epoch
-                self.best_weights = self.model.get_weights()
-            if on_epoch is not None and on_epoch(epoch, metrics):
-                self.stopped = self.model.stop_training = True
-
-    return Watch()
 
 
 def hash_weights(model: Any) -> str:

@@ -16,10 +16,12 @@ import os
 import signal
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal
 
 from experiments.architectures import Architecture, Params, open_architecture
+from experiments.checkpoint import Checkpoint
 from experiments.training import OnEpoch, Trained, train
 from mlops.data import Dataset
 from mlops.dataset_store import open_dataset_store
@@ -28,6 +30,7 @@ from mlops.tracking import Run, Status
 
 THREADS_VARIABLE = "_MLOPS_WORKER_THREADS"
 LOG_VARIABLE = "_MLOPS_WORKER_LOG"
+CHECKPOINT_EVERY_S = 10.0
 STATUS: dict[str, Status] = {"complete": "FINISHED", "pruned": "KILLED", "failed": "FAILED"}
 
 
@@ -38,6 +41,7 @@ class Training:
     Attributes:
         name: Of the journal file, unique in the sweep.
         network: Where to save it.
+        checkpoint: Where an attempt that was cut short left how far it came.
     """
 
     architecture: str
@@ -51,6 +55,7 @@ class Training:
     journal_folder: Path
     run_key: str
     network: Path
+    checkpoint: Path
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,8 +127,25 @@ def fit_network(training: Training, on_epoch: OnEpoch, refit: bool) -> Fitted:
         objective=training.objective,
         refit=refit,
         on_epoch=on_epoch,
+        checkpoint=Checkpoint(training.checkpoint, _key(training, refit), CHECKPOINT_EVERY_S),
     )
     return Fitted(trained, functools.partial(_save, architecture, trained))
+
+
+def _key(training: Training, refit: bool) -> str:
+    """Returns what tells this training from any other."""
+    decides = (
+        training.architecture,
+        training.objective,
+        sorted(training.params.items()),
+        training.seed,
+        training.epochs,
+        training.dataset_fingerprint,
+        refit,
+        os.environ.get(THREADS_VARIABLE),
+        metadata.version("keras"),
+    )
+    return repr(decides)
 
 
 def run_trial(task: TrialTask, fit: Fit = fit_network) -> TrialResult:
@@ -149,6 +171,7 @@ def _tell(training: Training, run_it: Callable[[Run], TrialResult]) -> TrialResu
         if result.state == "pruned":
             run.set_tags({"mlops.pruned": "true"})
         run.end(STATUS[result.state])
+        training.checkpoint.unlink(missing_ok=True)
         return result
 
 
@@ -172,6 +195,7 @@ def _run_trial(task: TrialTask, run: Run, fit: Fit) -> TrialResult:
 
     fitted = fit(training, on_epoch, False)
     trained = fitted.trained
+    _log_before(run, trained)
     if trained.value is None:
         return _not_finite(trained)
     _log_best(run, training.objective, trained)
@@ -196,6 +220,7 @@ def _run_final(task: FinalTask, run: Run, fit: Fit) -> TrialResult:
 
     fitted = fit(training, on_epoch, task.refit)
     trained = fitted.trained
+    _log_before(run, trained)
     if not math.isfinite(trained.history[-1]["train_loss"]) and trained.value is None:
         return _not_finite(trained)
     if trained.value is not None:
@@ -209,6 +234,11 @@ def _run_final(task: FinalTask, run: Run, fit: Fit) -> TrialResult:
 def _not_finite(trained: Trained) -> TrialResult:
     reason = "the loss is not finite"
     return TrialResult("failed", None, None, trained.weights_sha256, reason=reason)
+
+
+def _log_before(run: Run, trained: Trained) -> None:
+    if trained.n_before:
+        run.set_tags({"mlops.epochs_before": str(trained.n_before)})
 
 
 def _log_best(run: Run, objective: str, trained: Trained) -> None:

@@ -5,6 +5,7 @@ import random
 import threading
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import keras
@@ -14,8 +15,9 @@ from optuna.distributions import BaseDistribution
 
 from experiments.architectures import Architecture, open_architecture
 from experiments.architectures.preprocessing import compile_classifier, scaled_input
+from experiments.checkpoint import Checkpoint
 from experiments.config import BUILT_IN
-from experiments.training import train
+from experiments.training import Trained, train
 from mlops.data import Dataset, load_dataset
 from mlops.inputs import InputSpec
 
@@ -173,3 +175,78 @@ def test_a_refit_learns_from_validation_rows_too_and_keeps_the_last_epoch(digits
     x, y = joined.part("train")
     keras.backend.clear_session()
     assert refit.model.evaluate(x, y, verbose=0)[1] > 0.5
+
+
+class CutShortError(Exception):
+    pass
+
+
+AUGMENTED = {"flip": "horizontal", "shift": 0.1, "rotation": 10.0, "cutout": 0.2}
+RESUMED = {
+    "dnn": {"dropout": 0.4},
+    "cnn": {"dropout": 0.4, "batch_norm": True, **AUGMENTED},
+    "rnn": {"dropout": 0.2},
+    "vae": {},
+}
+
+
+@pytest.mark.parametrize("name", RESUMED)
+def test_a_training_that_goes_on_from_a_checkpoint_ends_with_the_same_weights(
+    digits: Dataset, tmp_path: Path, name: str
+) -> None:
+    architecture = open_architecture(BUILT_IN[name])
+    params = {**architecture.baseline(digits.input), **RESUMED[name]}
+    few = dataclasses.replace(digits, x=digits.x[:300], y=digits.y[:300], split=digits.split[:300])
+
+    def run(
+        checkpoint: Checkpoint | None, cut_at: int | None = None
+    ) -> tuple[Trained, list[dict[str, float]]]:
+        told = []
+
+        def on_epoch(epoch: int, metrics: dict[str, float]) -> bool:
+            told.append(metrics)
+            if epoch == cut_at:
+                raise CutShortError
+            return False
+
+        trained = train(
+            architecture, params, few, seed=5, epochs=4, on_epoch=on_epoch, checkpoint=checkpoint
+        )
+        return trained, told
+
+    whole, whole_told = run(None)
+    path = tmp_path / "0.checkpoint"
+    with pytest.raises(CutShortError):
+        run(Checkpoint(path, "a", every_s=0.0), cut_at=2)
+    resumed, told = run(Checkpoint(path, "a", every_s=0.0))
+    assert resumed.n_before in (1, 2)  # it takes its time between two saves
+    assert resumed.weights_sha256 == whole.weights_sha256
+    assert (resumed.best_epoch, resumed.value) == (whole.best_epoch, whole.value)
+    # Each epoch is told once more, since the attempt before may have said nothing of it.
+    for row, expected in zip(told, whole_told, strict=True):
+        assert {**row, "epoch_s": 0} == {**expected, "epoch_s": 0}
+
+
+def test_a_checkpoint_of_another_training_or_a_damaged_one_counts_as_none(
+    digits: Dataset, tmp_path: Path
+) -> None:
+    path = tmp_path / "0.checkpoint"
+    params = {"learning_rate": 0.01}
+
+    def n_before(key: str) -> int:
+        checkpoint = Checkpoint(path, key, every_s=0.0)
+        return train(Linear(), params, digits, seed=3, epochs=2, checkpoint=checkpoint).n_before
+
+    assert n_before("a") == 0
+    assert n_before("a") > 0
+    assert n_before("b") == 0
+    path.write_bytes(path.read_bytes()[:-50])
+    assert n_before("b") == 0
+    path.write_bytes(b"")
+    assert n_before("b") == 0
+
+
+def test_a_short_training_saves_no_checkpoint(digits: Dataset, tmp_path: Path) -> None:
+    checkpoint = Checkpoint(tmp_path / "0.checkpoint", "a", every_s=60.0)
+    train(Linear(), {"learning_rate": 0.01}, digits, seed=3, epochs=2, checkpoint=checkpoint)
+    assert list(tmp_path.iterdir()) == []
