@@ -13,6 +13,7 @@ PROGRAMS = {
     "status": ("experiments.status", "show the sweeps going on and done, and stop one"),
     "promote": ("registry.promote", "make the best candidate the champion, if every gate passes"),
     "server": ("mlops.server", "run the embedded tracking server and its UI"),
+    "doctor": ("mlops.doctor", "say what is wrong here, and the command that mends it"),
     "sync": ("mlops.sync", "deliver what dead processes left in the journal"),
 }
 
