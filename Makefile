@@ -7,7 +7,7 @@ PORT ?= 5001
 INSTALL := $(if $(shell command -v uv),uv pip install -q --python $(BIN)/python,$(BIN)/python -m pip install -q --disable-pip-version-check)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup sweep ui promote serve test test-system lint bench lock
+.PHONY: help setup sweep ui promote serve test test-system lint bench bench-scale lock
 
 help:         ## List the jobs.
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -37,7 +37,10 @@ lint: $(BIN)/.dev     ## Check style, types and the direction of imports.
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy && $(BIN)/lint-imports --no-cache
 
 bench: $(BIN)/.dev    ## Run the benchmarks and print their tables.
-	PATH="$(CURDIR)/$(BIN):$$PATH" sh -c 'for one in tracking serving baselines; do python -m benchmarks.$$one 2>/dev/null || exit 1; done'
+	PATH="$(CURDIR)/$(BIN):$$PATH" sh -c 'for one in sweep tracking serving baselines; do python -m benchmarks.$$one 2>/dev/null || exit 1; done'
+
+bench-scale: $(BIN)/.dev  ## Run 10,000 trials of a millisecond and print what they cost; ARGS="--trials 1000" for fewer.
+	PATH="$(CURDIR)/$(BIN):$$PATH" python -m benchmarks.scale $(ARGS)
 
 lock:         ## Resolve the dependencies anew (needs uv).
 	uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header --no-annotate pyproject.toml -o requirements.lock

@@ -1,11 +1,11 @@
-"""How every benchmark prints: a Markdown table of medians, spreads and ratios."""
+"""How every benchmark prints: Markdown tables, with data, hardware, date and command, and aims."""
 
 from __future__ import annotations
 
 import os
 import platform
 import statistics
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -22,20 +22,54 @@ def hardware() -> str:
     )
 
 
-def print_table(
-    title: str, data: str, command: str, unit: str, rows: dict[str, Sequence[float]]
-) -> None:
-    """Prints measurements; the first row is what the others are compared with."""
-    first = statistics.median(next(iter(rows.values())))
+def print_heading(title: str, data: str, command: str) -> None:
+    """Prints what was measured, on what, when and how."""
     print(f"### {title}\n")
     print(f"Data: {data}. Hardware: {hardware()}. Date: {datetime.now(UTC):%Y-%m-%d}.")
     print(f"Command: `{command}`.\n")
-    print(f"| what | n | median {unit} | least | most | ratio to the first |")
-    print("|---|---|---|---|---|---|")
-    for name, values in rows.items():
-        median = statistics.median(values)
-        print(
-            f"| {name} | {len(values)} | {median:.4g} | {min(values):.4g} | {max(values):.4g} "
-            f"| {median / first:.2f} |"
-        )
+
+
+def print_rows(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
+    """Prints a table; floats with four digits, None as an empty cell."""
+    print(f"| {' | '.join(columns)} |")
+    print("|---" * len(columns) + "|")
+    for row in rows:
+        print(f"| {' | '.join(map(_cell, row))} |")
     print(flush=True)
+
+
+def print_table(
+    title: str, data: str, command: str, unit: str, rows: Mapping[str, Sequence[float]]
+) -> None:
+    """Prints measurements; the first row is what the others are compared with."""
+    first = statistics.median(next(iter(rows.values())))
+    print_heading(title, data, command)
+    print_rows(
+        ("what", "n", f"median {unit}", "least", "most", "ratio to the first"),
+        [
+            (name, len(values), median, min(values), max(values), f"{median / first:.2f}")
+            for name, values in rows.items()
+            for median in [statistics.median(values)]
+        ],
+    )
+
+
+def print_aim(what: str, found: float | None, most: float) -> None:
+    """Prints an aim and whether it was hit; None is what could not be measured."""
+    if found is None:
+        print(f"- {what}: aim at most {most:g}, not measured.", flush=True)
+        return
+    verdict = "hit" if found <= most else "missed"
+    print(f"- {what}: {found:.3g}; aim at most {most:g}: {verdict}.", flush=True)
+
+
+def quantile(values: Sequence[float], share: float) -> float:
+    """Returns the smallest value that at least `share` of all values do not exceed."""
+    ordered = sorted(values)
+    return ordered[min(len(ordered) - 1, max(0, -int(-share * len(ordered) // 1) - 1))]
+
+
+def _cell(value: object) -> str:
+    if value is None:
+        return ""
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
