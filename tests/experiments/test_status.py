@@ -370,7 +370,8 @@ home, url, sweep, study, deaf = sys.argv[1:]
 study = optuna.load_study(study_name=study, storage=open_storage(url))
 with lock_sweep(Path(home), sweep):
     if deaf == "at first":
-        time.sleep(1.0)
+        while not study.user_attrs.get("stop"):
+            time.sleep(0.1)
         study.set_user_attr("stop", False)
     print("holds", flush=True)
     while deaf == "always" or not study.user_attrs.get("stop"):
