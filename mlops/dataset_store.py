@@ -25,10 +25,13 @@ class DatasetStore:
     A dataset is a folder of x.npy, y.npy, split.npy and, written last, dataset.json. It is written
     beside its place, synced and renamed: a reader sees all of it or nothing, and of two writers
     one wins. A crash leaves at most a folder `.writing-...`, which nothing reads.
+
+    Attributes:
+        folder: Where the datasets lie; it need not be there yet.
     """
 
     def __init__(self, folder: Path) -> None:
-        self._folder = folder
+        self.folder = folder
 
     def put(self, dataset: Dataset) -> None:
         """Stores the dataset; does nothing where its fingerprint is there, under whatever name.
@@ -49,7 +52,7 @@ class DatasetStore:
             "split_seed": dataset.split_seed,
             "source": dataset.source,
         }
-        writing = self._folder / f".writing-{dataset.fingerprint[:12]}-{uuid.uuid4().hex}"
+        writing = self.folder / f".writing-{dataset.fingerprint[:12]}-{uuid.uuid4().hex}"
         try:
             writing.mkdir(parents=True)
             for key in ("x", "y", "split"):
@@ -62,12 +65,12 @@ class DatasetStore:
                 text.flush()
                 os.fsync(text.fileno())
             _sync_folder(writing)
-            writing.rename(self._folder / dataset.fingerprint)
-            _sync_folder(self._folder)
+            writing.rename(self.folder / dataset.fingerprint)
+            _sync_folder(self.folder)
         except OSError as err:
             if not self.has(dataset.fingerprint):  # else another process won the race
                 raise MlopsError(
-                    f"the dataset store {str(self._folder)!r} cannot be written: "
+                    f"the dataset store {str(self.folder)!r} cannot be written: "
                     f"{err.strerror or err}. Check its rights and free space."
                 ) from err
         finally:
@@ -81,11 +84,11 @@ class DatasetStore:
         """
         if not self.has(fingerprint):
             raise DataError(
-                f"the dataset store {str(self._folder)!r} has no dataset {fingerprint!r}. Set "
+                f"the dataset store {str(self.folder)!r} has no dataset {fingerprint!r}. Set "
                 "MLOPS_DATASETS_URL to the store that the sweep used, or sweep the data again "
                 "to store it."
             )
-        folder = self._folder / fingerprint
+        folder = self.folder / fingerprint
         try:
             record = json.loads((folder / "dataset.json").read_text(encoding="utf-8"))
             if record["format"] != FORMAT:
@@ -124,7 +127,7 @@ class DatasetStore:
         # The pattern also keeps a fingerprint such as "../x" from naming a folder elsewhere.
         if not re.fullmatch("[0-9a-f]{64}", fingerprint):
             return False
-        return (self._folder / fingerprint / "dataset.json").is_file()
+        return (self.folder / fingerprint / "dataset.json").is_file()
 
 
 def open_dataset_store(url: str) -> DatasetStore:

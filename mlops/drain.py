@@ -15,12 +15,15 @@ import shutil
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO, Protocol
 
 from mlops.errors import TrackingError
 from mlops.journal import (
     Record,
+    check_header,
+    describe_torn_tail,
     find_journals,
     find_writer,
     is_closed,
@@ -33,6 +36,8 @@ from mlops.journal import (
 CHUNK_RECORDS = 1000
 LOOK_EVERY_S = 0.25
 LOOK_AT_LEAST_EVERY_S = 5.0
+HEAR_EVERY_S = 0.1
+"""How often a flush looks whether it shall end."""
 STALE_DRAFT_S = 3600.0
 
 
@@ -40,15 +45,51 @@ class ServerFaultError(ConnectionError):
     """A server answered, but that something is wrong with it: it may take another journal."""
 
 
+class _WaitsError(TrackingError):
+    """A journal speaks of a run that another one has yet to create."""
+
+
+@dataclass(slots=True, eq=False)
+class Part:
+    """Records of one journal on their way, and how far they came.
+
+    Attributes:
+        records: In order.
+        doubtful: Whether some of them may have been sent before.
+        n_taken: How many of them the sink has seen to; it sets that.
+        held: The places of those among them that it keeps back for a while.
+        n_noted: How many of them are noted as delivered.
+    """
+
+    records: list[Record]
+    doubtful: bool
+    n_taken: int = 0
+    held: set[int] = field(default_factory=set)
+    n_noted: int = 0
+
+    @property
+    def n_done(self) -> int:
+        return min(self.held, default=self.n_taken)
+
+
 class Sink(Protocol):
     """What a drain delivers to. `mlops.mlflow_sink.MlflowSink` is the real one."""
 
-    def deliver(self, folder: Path, records: list[Record], doubtful: bool) -> int:
-        """Sends records in order; returns how many of them are done (the rest must wait).
+    def deliver(self, folder: Path, part: Part) -> None:
+        """Sends records in order, and counts them in `part`; those that must wait it leaves.
+
+        May keep some back, to send them with what other journals say: `part.held`.
 
         May raise ConnectionError: nothing, or an unknown part of it, arrived. The drain then sends
-        the same records again with `doubtful` set, so an implementation must bear repetition.
-        What a server will never take counts as done: it must not block the rest.
+        the same records again as doubtful, so an implementation must bear repetition. What a
+        server will never take counts as done: it must not block the rest.
+        """
+        ...
+
+    def flush(self) -> None:
+        """Sends what is kept back; after that nothing is, whatever happened.
+
+        May raise what `deliver` may: places that are still held were not sent.
         """
         ...
 
@@ -60,79 +101,153 @@ class Delivery:
     twice, as *doubtful*; between the note and the end of a journal, a journal that is removed on
     the next pass.
 
+    Args:
+        folder: The sweep's journal folder.
+        open_sink: Opens the sink; called again if it raised.
+        may_remove: Whether the journal of a writer that was killed may go once it is delivered.
+
     Attributes:
         problems: What kept the last pass from delivering something, a sentence each.
         unreachable: Whether no server answered; the pass ended there.
         may_pass: Whether one of the problems may pass by itself.
         n_delivered: Number of records that were delivered.
+        dropped: What was dropped of records that were cut short, a sentence each.
     """
 
-    def __init__(self, folder: Path, open_sink: Callable[[], Sink]) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        open_sink: Callable[[], Sink],
+        may_remove: Callable[[Path], bool] = lambda path: True,
+    ) -> None:
         self.folder = folder
+        self._may_remove = may_remove
         self.problems: list[str] = []
         self.unreachable = False
         self.may_pass = False
         self.n_delivered = 0
+        self.dropped: list[str] = []
         self._open_sink = open_sink
         self._sink: Sink | None = None
         self._doubtful_until: dict[Path, int] = {}
         self._failures: dict[Path, int] = {}
         self._n_passes = 0
+        self._n_noted = 0
+        self._found: list[str] = []
 
     def run_pass(self) -> bool:
         """Goes once over all journals; returns whether anything was delivered. Raises nothing."""
         self._n_passes += 1
-        problems: list[str] = []
-        unreachable = may_pass = progress = False
-        # Who failed comes last, the longest ago first, so that no journal keeps another waiting.
-        journals = sorted(find_journals(self.folder), key=lambda path: self._failures.get(path, 0))
-        for path in journals:
+        self.unreachable = self.may_pass = False
+        self._found = []
+        n_before, waiting = self._n_noted, list[str]()
+        held: list[tuple[Path, Part]] = []
+        for path in self._find_journals():
+            n_noted = self._n_noted
             try:
-                if self._sink is None:
-                    self._sink = self._open_sink()
-                progress = self._deliver(path, self._sink) or progress
+                self._deliver(path, held)
                 self._failures.pop(path, None)
-            except Exception as err:  # whatever it is, the other journals and the trainer go on
+            except _WaitsError as err:
                 self._failures[path] = self._n_passes
-                problems.append(_sentence(err))
-                may_pass = may_pass or isinstance(err, ConnectionError) or self._sink is None
-                unreachable = self._sink is None or (
-                    isinstance(err, ConnectionError) and not isinstance(err, ServerFaultError)
-                )
-                if unreachable:
+                waiting.append(str(err))
+            except Exception as err:  # whatever it is, the other journals and the trainer go on
+                self._note_failure([path], err, said=self._n_noted == n_noted)
+                if self.unreachable:
                     break
-        self.problems, self.unreachable, self.may_pass = problems, unreachable, may_pass
+        self._flush(held)
+        progress = self._n_noted > n_before
+        # Where there is some, what the others wait for is on its way.
+        self.problems = self._found if progress else self._found + waiting
         return progress
 
-    def _deliver(self, path: Path, sink: Sink) -> bool:
+    def _find_journals(self) -> list[Path]:
+        """Returns the journals to go over, in order; none while no sink can be opened."""
+        if self._sink is None and find_journals(self.folder):
+            try:
+                self._sink = self._open_sink()
+            except Exception as err:
+                self._note_failure([], err)
+                return []
+        # Looked for after that, which may take long: what the first says and the last does not
+        # know of yet would be sent apart. Who failed comes last, the longest ago first, so that no
+        # journal keeps another waiting.
+        return sorted(find_journals(self.folder), key=lambda path: self._failures.get(path, 0))
+
+    def _note_failure(self, paths: list[Path], err: Exception, *, said: bool = True) -> None:
+        self._failures.update(dict.fromkeys(paths, self._n_passes))
+        if said:  # a journal that comes on, with a failing server too, is no problem
+            self._found.append(_sentence(err))
+        self.may_pass = self.may_pass or isinstance(err, ConnectionError) or self._sink is None
+        self.unreachable = self._sink is None or (
+            isinstance(err, ConnectionError) and not isinstance(err, ServerFaultError)
+        )
+
+    def _deliver(self, path: Path, held: list[tuple[Path, Part]]) -> None:
+        assert self._sink is not None
         sent = read_sent(path)
         # Asked for first: what a writer appended before it died is then read below.
-        is_over = find_writer(path) == "gone" or is_closed(path)
+        is_over = is_closed(path) or (find_writer(path) == "gone" and self._may_remove(path))
         records = list(itertools.islice(read_before_damage(path, sent), CHUNK_RECORDS))
         if not records:
             if is_over:
-                _remove(path)
-            return False
+                self._finish(path)
+            else:
+                check_header(path)
+            return
         # What stood here before this drain began, others may have sent, and died before the note
         # of it, or lost the note with the power.
         doubtful_until = self._doubtful_until.setdefault(path, _size(path))
+        part = Part(records, doubtful=sent < doubtful_until)
         self._doubtful_until[path] = max(doubtful_until, records[-1].end)
-        done = sink.deliver(self.folder, records, sent < doubtful_until)
-        if done == 0:
-            raise TrackingError(
+        try:
+            self._sink.deliver(self.folder, part)
+        finally:
+            self._note(path, part)
+            if part.held:
+                held.append((path, part))
+        if part.n_taken == 0:
+            raise _WaitsError(
                 f"{path.name} waits for another journal, which creates the run {records[0].run}."
             )
-        _note_sent(path, records[done - 1].end)
-        if done == len(records):
-            self._doubtful_until[path] = doubtful_until
-        for record in records[:done]:
+
+    def _flush(self, held: list[tuple[Path, Part]]) -> None:
+        """Has the sink send what it kept back, and notes what of it arrived."""
+        if not held or self._sink is None:
+            return
+        try:
+            self._sink.flush()
+        except Exception as err:
+            self._note_failure([path for path, part in held if part.held], err)
+        for path, part in held:
+            try:
+                self._note(path, part)
+            except OSError as err:
+                self._note_failure([path], err)
+
+    def _note(self, path: Path, part: Part) -> None:
+        """Notes what of a part is delivered, and removes what has served."""
+        done = part.records[part.n_noted : part.n_done]
+        if not done:
+            return
+        _note_sent(path, done[-1].end)
+        part.n_noted = part.n_done
+        self._n_noted += len(done)
+        for record in done:
             self.n_delivered += record.kind not in ("open", "close")
             if "spooled" in record.fields:
                 place = (self.folder / record.fields["spooled"]).parent
                 shutil.rmtree(place, ignore_errors=True)
-        if records[done - 1].kind == "close":
-            _remove(path)
-        return True
+        if done[-1].kind == "close":
+            self._finish(path)
+
+    def _finish(self, path: Path) -> None:
+        """Removes a journal of which all is delivered, and forgets it."""
+        with contextlib.suppress(FileNotFoundError):
+            torn = describe_torn_tail(path)
+            if torn is not None:
+                self.dropped.append(torn)
+        _remove(path)
+        self._doubtful_until.pop(path, None)
 
 
 class Drain:
@@ -162,6 +277,11 @@ class Drain:
             return "another process delivers this journal"
         return next(iter(self._delivery.problems), None)
 
+    @property
+    def dropped(self) -> list[str]:
+        """What was dropped of records that were cut short by the end of a process, so far."""
+        return list(self._delivery.dropped)
+
     def start(self) -> Drain:
         if self._thread is None or not self._thread.is_alive():
             self._stop.clear()
@@ -181,20 +301,34 @@ class Drain:
         if self._thread is not None:
             self._thread.join(timeout_s)
 
-    def flush(self, timeout_s: float) -> int:
+    def flush(self, timeout_s: float, *, give_up: threading.Event | None = None) -> int:
         """Delivers until nothing is left or the time is over; returns `undelivered()`.
 
         Tries again while no server answers; ends at once where waiting is of no use.
+
+        Args:
+            timeout_s: How long to wait, at most.
+            give_up: Ends the wait as soon as it is set, by a signal handler for instance. A
+                KeyboardInterrupt ends it, too. The journals keep what is left.
         """
         deadline = time.monotonic() + timeout_s
-        if self._stop.is_set() and self._thread is not None:
-            self._thread.join(timeout_s)
-        self.start()
-        self._finish.set()
-        assert self._thread is not None
-        self._thread.join(max(0.0, deadline - time.monotonic()))
-        self._stop.set()
+        try:
+            if self._stop.is_set():
+                self._wait_for_thread(deadline, give_up)
+            self.start()
+            self._finish.set()
+            self._wait_for_thread(deadline, give_up)
+        finally:
+            self._stop.set()
         return self.undelivered()
+
+    def _wait_for_thread(self, deadline: float, give_up: threading.Event | None) -> None:
+        # In short waits: a handler that does not raise would not end a long one.
+        while self._thread is not None and self._thread.is_alive():
+            left_s = deadline - time.monotonic()
+            if left_s <= 0 or (give_up is not None and give_up.is_set()):
+                return
+            self._thread.join(min(left_s, HEAR_EVERY_S))
 
     def _run(self) -> None:
         while not self._stop.is_set():
@@ -212,7 +346,7 @@ class Drain:
         pause_s = LOOK_EVERY_S
         while not self._stop.is_set():
             progress = self._delivery.run_pass()
-            failed = self._delivery.may_pass
+            failed = self._delivery.may_pass and not progress
             if self._finish.is_set():
                 if not progress and not failed:
                     return

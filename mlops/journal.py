@@ -6,9 +6,10 @@ them.
 
 A journal is a text file of one line a record: `<crc32> <sequence number> <JSON>`. A line that
 `append` returned from is in the operating system's hands (it survives kill -9 of the writer); a
-background thread calls fsync at most `COMMIT_WINDOW_S` later (power loss costs no more than that
-and the fsync itself). A tail without its newline is a write that was cut short and is dropped; a
-whole line with a wrong checksum is damage and is named.
+background thread begins an fsync at most `COMMIT_WINDOW_S` later, or once the one under way is
+done, without waiting for another call. So a power loss costs what was written in the last 0.2 s on
+a disk whose fsync takes less than 50 ms. A tail without its newline is a write that was cut short:
+it is dropped, and that is said. A whole line with a wrong checksum is damage and is named.
 
 Files of one sweep lie in one folder, beside the files they mention:
 
@@ -18,7 +19,7 @@ Files of one sweep lie in one folder, beside the files they mention:
     <home>/journal/<sweep>/drain.lock                    locked by the one that delivers the folder
 
 Whether a writer lives is asked of the kernel, by the lock, and not of its pid: a pid is used again,
-and start times move when a machine's clock is set.
+and start times move when a machine's clock is set (docs/adr/0014-who-is-alive.md).
 """
 
 from __future__ import annotations
@@ -28,10 +29,12 @@ import fcntl
 import json
 import os
 import secrets
+import shlex
 import shutil
 import socket
 import threading
 import time
+import weakref
 import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -41,6 +44,9 @@ from typing import Any, Literal
 from mlops.errors import TrackingError
 
 COMMIT_WINDOW_S = 0.1
+"""How long records wait for an fsync that they share."""
+
+Writer = Literal["alive", "gone", "elsewhere", "unknown"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +94,7 @@ class Journal:
                 f"no journal can be made in {str(folder)!r}: {err}. Free some disk space there, "
                 "or let MLOPS_HOME name a folder that can be written and locked."
             ) from err
+        _open_journals.add(self)
         self._committer = threading.Thread(target=self._commit, name="journal-fsync", daemon=True)
         self._committer.start()
 
@@ -179,6 +186,15 @@ class Journal:
     def __exit__(self, *_: object) -> None:
         self.close()
 
+    def _let_go(self) -> None:
+        """Closes the file in a child that was forked, which would hold the lock on after us."""
+        if self._closing.is_set():
+            return
+        os.close(self._fd)
+        # A thread of the parent may have held the old ones, and is not here to let go of them.
+        self._lock, self._closing = threading.Lock(), threading.Event()
+        self._closing.set()
+
     def _write(self, fd: int, text: str) -> None:
         if self._failed is not None:
             raise _unwritable(self._failed)
@@ -219,6 +235,17 @@ class Journal:
                 self._failed = err
         if self._failed is not None:
             raise _unwritable(self._failed)
+
+
+_open_journals: weakref.WeakSet[Journal] = weakref.WeakSet()
+
+
+def _let_go_in_child() -> None:
+    for journal in list(_open_journals):
+        journal._let_go()
+
+
+os.register_at_fork(after_in_child=_let_go_in_child)
 
 
 def _unwritable(err: OSError) -> TrackingError:
@@ -269,21 +296,27 @@ def _fsync_folder(folder: Path, fsync: Callable[[int], None]) -> None:
 
 
 def _this_process() -> dict[str, Any]:
-    return {"host": socket.gethostname(), "boot": _boot_id(), "pid": os.getpid()}
+    return {
+        "host": socket.gethostname(),
+        "machine": _read_id(Path("/etc/machine-id")),
+        "boot": _read_id(Path("/proc/sys/kernel/random/boot_id")),
+        "pid": os.getpid(),
+    }
 
 
-def _boot_id() -> str:
-    """Returns what tells this start of this kernel from any other; empty where there is none."""
+def _read_id(path: Path) -> str:
+    """Returns what tells a machine, or a start of its kernel, from any other; empty without it."""
     try:
-        return Path("/proc/sys/kernel/random/boot_id").read_text("ascii").strip()
-    except OSError:
+        return path.read_text("ascii").strip()
+    except (OSError, ValueError):
         return ""
 
 
-def find_writer(path: Path) -> Literal["alive", "gone", "elsewhere"]:
+def find_writer(path: Path) -> Writer:
     """Tells whether the process that wrote a journal still runs.
 
-    "elsewhere": it ran on another machine, whose locks may not be seen from here.
+    "elsewhere": it ran on another machine, whose locks may not be seen from here. "unknown": its
+    lock is free, but the line that names it is damaged.
     """
     try:
         with path.open("rb") as file:
@@ -292,10 +325,22 @@ def find_writer(path: Path) -> Literal["alive", "gone", "elsewhere"]:
     except OSError:
         return "alive"  # or so to be treated: a lock that cannot be asked for says nothing
     if header is None:
-        return "elsewhere"
-    here = _this_process()
-    same = header.fields.get("boot") == here["boot"] != ""
-    return "gone" if same or header.fields.get("host") == here["host"] else "elsewhere"
+        return "unknown"
+    return "gone" if is_same_machine(header.fields, _this_process()) else "elsewhere"
+
+
+def is_same_machine(writer: dict[str, Any], here: dict[str, Any]) -> bool:
+    """Tells whether the locks of a writer are those that this process sees.
+
+    Under one start of one kernel they are, in containers too. After a reboot the machine's id and
+    name must both be the same: alone, each is shared by containers and copied disks.
+    """
+    if writer.get("boot", "") == here["boot"] != "":
+        return True
+    machine = writer.get("machine", "")
+    # A kernel that has neither (macOS) tells itself by its name.
+    known = machine != "" or not (here["machine"] or here["boot"])
+    return known and all(writer.get(name, "") == here[name] for name in ("host", "machine"))
 
 
 def read_records(path: Path, offset: int = 0) -> Iterator[Record]:
@@ -341,9 +386,9 @@ def read_undelivered(folder: Path) -> Iterator[Record | None]:
                 yield record
 
 
-def read_lines(path: Path) -> Iterator[Record | None]:
-    """Yields every whole line of a journal; None stands for a damaged one."""
-    return (record for record, _ in _read_lines(path, 0))
+def read_lines(path: Path, offset: int = 0) -> Iterator[Record | None]:
+    """Yields every whole line of a journal from a byte on; None stands for a damaged one."""
+    return (record for record, _ in _read_lines(path, offset))
 
 
 def read_sent(path: Path) -> int:
@@ -364,6 +409,51 @@ def is_closed(path: Path) -> bool:
         record = _parse(lines[-1], 0) if lines else None
         return record is not None and record.kind == "close"
     return False
+
+
+def find_torn_tail(path: Path) -> tuple[int, int]:
+    """Returns the byte behind the last whole line of a journal, and how many more there are."""
+    size = path.stat().st_size
+    step = 1 << 16
+    with path.open("rb") as file:
+        for start in range(max(0, size - step), -step, -step):
+            file.seek(max(0, start))
+            found = file.read(step).rfind(b"\n")
+            if found >= 0:
+                end = max(0, start) + found + 1
+                return end, size - end
+    return 0, size
+
+
+def describe_torn_tail(path: Path) -> str | None:
+    """Says what is dropped of a journal whose writer is gone; None where nothing is."""
+    start, n_bytes = find_torn_tail(path)
+    if n_bytes == 0:
+        return None
+    return (
+        f"{path.name}: the last record was cut short when its process ended; {n_bytes} bytes from "
+        f"byte {start} on are dropped."
+    )
+
+
+def build_mend(path: Path, line: int) -> str | None:
+    """Returns the command that goes on without a damaged line, counted from 1.
+
+    None while the writer may live: it would go on in the file that the command replaces.
+    """
+    writer: Writer = "gone" if is_closed(path) else find_writer(path)
+    if writer in ("alive", "elsewhere"):
+        return None
+    if line > 1:
+        return f"sed -i {line}d {shlex.quote(str(path))}"
+    # The line that names the writer. A new one says that it ran on this machine; where it is not
+    # as long, the note of what is delivered is wrong, so all is sent again, which does no harm.
+    body = f"0 {json.dumps({'kind': 'open', 'run': '', **_this_process()})}".encode()
+    header = (b"%08x %b" % (zlib.crc32(body), body)).decode().replace("\\", r"\\")
+    note, change = path.with_suffix(".sent"), f"1c {header}"
+    return (
+        shlex.join(["rm", "-f", str(note)]) + " && " + shlex.join(["sed", "-i", change, str(path)])
+    )
 
 
 def _read_lines(path: Path, offset: int) -> Iterator[tuple[Record | None, int]]:
@@ -389,8 +479,24 @@ def _parse(line: bytes, end: int) -> Record | None:
 def _damage(path: Path, offset: int) -> TrackingError:
     with path.open("rb") as file:
         line = file.read(offset).count(b"\n") + 1
+    mend = build_mend(path, line)
+    how = (
+        f"To go on without that record, type: {mend}"
+        if mend is not None
+        else "Its process may still write it: once that has ended, `python -m mlops.doctor` on its "
+        "machine tells the command that goes on without that record."
+    )
     return TrackingError(
         f"{path.name} is damaged at byte {offset}: the checksum of line {line} does not match. "
-        "What stands before it is delivered; the file is kept. To go on without that record, type: "
-        f"sed -i {line}d '{path}'"
+        f"What stands before it is delivered; the file is kept. {how}"
     )
+
+
+def check_header(path: Path) -> None:
+    """Looks whether anybody can tell if more will come of a journal that is not closed.
+
+    Raises:
+        TrackingError: the line that names its writer is damaged.
+    """
+    if find_writer(path) == "unknown" and not is_closed(path):
+        raise _damage(path, 0)

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import shlex
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -17,6 +16,9 @@ from pathlib import Path
 from mlops.drain import STALE_DRAFT_S
 from mlops.journal import (
     Record,
+    Writer,
+    build_mend,
+    describe_torn_tail,
     find_journals,
     find_writer,
     is_closed,
@@ -30,6 +32,8 @@ from mlops.stores import Finding, Health
 
 PATIENCE_S = 60.0
 """How long a record may wait for a server that a living process delivers to."""
+N_SHOWN = 3
+"""Torn journals that a finding names."""
 QUIET_S = 3600.0
 """How long a process on another machine may say nothing before it is asked about."""
 
@@ -47,20 +51,20 @@ class JournalState:
     """How a journal stands.
 
     Attributes:
-        writer: "alive", "gone" or "elsewhere", as `find_writer` has it; "gone" if it closed it.
+        writer: As `find_writer` has it; "gone" if it closed it.
         host: The machine that wrote it; empty where that cannot be read.
         n_undelivered: Number of records that no server has confirmed, damaged ones included.
         waits_since: When the oldest of them was written, seconds since 1970; None without any.
-        torn_bytes: Bytes of a last record that was cut short.
+        torn: What is dropped of a last record that was cut short, a sentence.
     """
 
     path: Path
-    writer: str
+    writer: Writer
     host: str
     n_undelivered: int
     waits_since: float | None
     damage: Damage | None
-    torn_bytes: int
+    torn: str | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,9 +98,12 @@ class JournalStore:
         for one in states:
             if one.damage is None:
                 continue
-            remove = f"sed -i {one.damage.line}d {shlex.quote(str(one.path))}"
-            # sed makes a new file: a writer that lives would go on in the old one.
-            mend = remove if one.writer == "gone" else f"End its process first. Then type: {remove}"
+            again = command_line("python", "-m", "mlops.doctor")
+            where = f"on {one.host or 'that machine'} " if one.writer == "elsewhere" else ""
+            mend = build_mend(one.path, one.damage.line) or (
+                "Its process may still write it. Once that has ended, this tells the command "
+                f"{where}that mends it: {again}"
+            )
             yield (
                 f"the journal {str(one.path)!r} is damaged at byte {one.damage.offset}: the "
                 f"checksum of line {one.damage.line} does not match. That record is lost; what "
@@ -113,7 +120,7 @@ class JournalStore:
             if late and self.now() - min(late) > PATIENCE_S:
                 yield (
                     f"the sweep {folder.name!r} is under way, and the tracking server does not "
-                    f"take what it tells: {waits}.",
+                    f"take what it tells: {waits}",
                     "No command is needed once the server answers: the sweep delivers it then.",
                 )
             return
@@ -121,14 +128,14 @@ class JournalStore:
         gone = [one for one in here if one.writer == "gone"]
         if gone or any(self._is_late(one) for one in here):
             who = "the processes that wrote it are gone" if gone else "nobody delivers it"
-            yield f"the journal of {folder.name!r} was left behind, {who}: {waits}.", sync
+            yield f"the journal of {folder.name!r} was left behind, {who}: {waits}", sync
         elif not states and self._has_rest(folder):
             yield f"the journal of {folder.name!r} has leftovers of killed processes.", sync
         far = [one for one in states if one.writer == "elsewhere"]
         for host in sorted({one.host for one in far if self._is_quiet(one.path)}):
             yield (
                 f"a journal of {folder.name!r} was written on another machine; whether its "
-                f"process lives cannot be seen from here: {waits}.",
+                f"process lives cannot be seen from here: {waits}",
                 f"On {host or 'that machine'}, type: {sync}",
             )
 
@@ -156,7 +163,8 @@ def find_folders(home: Path) -> list[Path]:
 
 def read_state(path: Path) -> JournalState:
     """Reads a journal once, from its begin to its end."""
-    writer = "gone" if is_closed(path) else find_writer(path)  # asked first: it may write on
+    # Asked first: it may write on.
+    writer: Writer = "gone" if is_closed(path) else find_writer(path)
     sent, end, line, n_undelivered = read_sent(path), 0, 0, 0
     damage: Damage | None = None
     since: float | None = None
@@ -164,9 +172,10 @@ def read_state(path: Path) -> JournalState:
     for record in read_lines(path):
         line += 1
         if record is None:
-            # What is delivered is not read again, so damage there does no harm.
-            if end >= sent:
-                n_undelivered += 1
+            # What is delivered is not read again, so damage there does no harm; but without its
+            # first line a journal is never over.
+            n_undelivered += end >= sent
+            if end >= sent or (line == 1 and writer == "unknown"):
                 damage = damage or Damage(end, line)
             continue
         end = record.end
@@ -177,7 +186,7 @@ def read_state(path: Path) -> JournalState:
             since = since or _written_at(record)
     if n_undelivered and since is None:
         since = path.stat().st_mtime
-    torn = 0 if writer == "alive" else _torn_bytes(path)
+    torn = describe_torn_tail(path) if writer in ("gone", "unknown") else None
     return JournalState(path, writer, host, n_undelivered, since, damage, torn)
 
 
@@ -220,26 +229,11 @@ def _written_at(record: Record) -> float | None:
     return None if at_ms is None else float(at_ms) / 1000
 
 
-def _torn_bytes(path: Path) -> int:
-    """Counts the bytes behind the last newline."""
-    size = path.stat().st_size
-    step = 1 << 16
-    with path.open("rb") as file:
-        for start in range(max(0, size - step), -step, -step):
-            file.seek(max(0, start))
-            found = file.read(step).rfind(b"\n")
-            if found >= 0:
-                return size - max(0, start) - found - 1
-    return size
-
-
 def _in_words(states: list[JournalState]) -> str:
     n_waiting = sum(one.n_undelivered for one in states)
     words = f"{n_waiting} undelivered record(s) in {len(states)} journal(s)"
     since = min((one.waits_since for one in states if one.waits_since is not None), default=None)
     if since is not None:
         words += f", the oldest of {datetime.fromtimestamp(since, UTC):%Y-%m-%d %H:%M} UTC"
-    torn = sum(one.torn_bytes for one in states)
-    if torn:
-        words += f", and {torn} bytes of a record that was cut short and is dropped"
-    return words
+    torn = [one.torn for one in states if one.torn is not None]
+    return " ".join([f"{words}.", *torn[:N_SHOWN]])

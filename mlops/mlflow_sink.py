@@ -19,23 +19,26 @@ from __future__ import annotations
 
 import contextlib
 import json
-import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from mlops.drain import ServerFaultError
+from mlops.creations import Creations
+from mlops.drain import Part, ServerFaultError
 from mlops.errors import first_line
-from mlops.journal import Record, read_undelivered
+from mlops.journal import Record
 from mlops.mlflow_store import (
     REFUSALS,
     ensure_experiment,
     ensure_registered_model,
     upload,
 )
+from mlops.run_batches import Batch, Batches, merge
+from mlops.run_lookup import Recent, RunLookup
 from mlops.tracking import MODEL_PATH, RUN_KEY
 
+N_REFUSED = 100
 PARAM_CHARACTERS = 6000
 TAG_CHARACTERS = 8000
 """What MLflow stores of a value; it drops the rest without a word."""
@@ -47,62 +50,85 @@ PARENT = "mlflow.parentRunId"
 class MlflowSink:
     """Delivers journal records to one MLflow server.
 
+    What it remembers of a run it may forget, after some thousand others, and looks up again.
+
     Attributes:
         client: An `MlflowClient`.
         run_ids: MLflow's run id of each run key that was delivered or looked up.
         versions: The candidate version of each run key that was delivered.
-        refused: What the server would not take, a sentence each, once; the run goes on without it.
+        refused: What the server would not take, a sentence each, once, the first of them; the run
+            goes on without it.
         experiment_ids: MLflow's id of each experiment that was used.
         orphans: The keys of the runs that were closed because their process is gone.
     """
 
     client: Any
-    run_ids: dict[str, str] = field(default_factory=dict)
+    run_ids: Recent[str] = field(default_factory=Recent)
     versions: dict[str, int] = field(default_factory=dict)
     refused: list[str] = field(default_factory=list)
     experiment_ids: dict[str, str] = field(default_factory=dict)
     orphans: set[str] = field(default_factory=set)
+    _lookup: RunLookup = field(init=False)
+    _batches: Batches = field(default_factory=Batches)
+    _creations: Creations | None = None
     _reported: set[object] = field(default_factory=set)
-    _single: set[str] = field(default_factory=set)
+    _single: Recent[bool] = field(default_factory=Recent)
+    """The runs that are known to have no twin."""
+    _ends: Recent[int] = field(default_factory=Recent)
+    """When a run ended, as the server has it, in milliseconds; -1 of one that is RUNNING."""
+    _call: _Call = field(default_factory=lambda: _Call())
 
-    def deliver(self, folder: Path, records: list[Record], doubtful: bool) -> int:
+    def __post_init__(self) -> None:
+        self._lookup = RunLookup(self.client)
+
+    def deliver(self, folder: Path, part: Part) -> None:
         """Sends records in order; stops at a run that another journal has yet to create.
 
+        Params, metrics and tags are kept back until the run ends, or for `flush`: so a trial's
+        params, which the driver's journal has, go out with its metrics, in one request.
+
         Raises:
-            ConnectionError: nothing could be sent; what was sent before a failure is returned.
+            ConnectionError: a record could not be sent. What was sent before it counts: with a
+                slow or a failing server, too, a long journal ends.
         """
-        batches = _Batches()
-        unknown: set[str] = set()
-        done = 0
-        try:
-            for record in records:
-                if record.kind in ("open", "close"):
-                    pass
-                elif self._must_wait(folder, record, unknown):
+        if self._creations is None or self._creations.folder != folder:
+            self._creations = Creations(folder)
+        self._call = _Call()
+        for place, record in enumerate(part.records):
+            if record.kind not in ("open", "close"):
+                if self._must_wait(self._creations, record):
                     break
-                elif record.kind in ("metrics", "tags"):
-                    batches.add(done, record)
-                else:
-                    self._send_batch(batches, record.run)
-                    self._apply(folder, record, doubtful)
-                done += 1
-            for run in batches.runs():
-                self._send_batch(batches, run)
-        except Exception:
-            # What is sent is sent: with a slow or a failing server, too, a long journal ends.
-            done = min(done, batches.first_unsent(done))
-            if done == 0:
-                raise
-        return done
+                self._take(folder, part, place)
+            part.n_taken = place + 1
+
+    def flush(self) -> None:
+        """Sends what was kept back. One run's batch that fails does not keep the others back.
+
+        Raises:
+            ConnectionError: some of it could not be sent.
+        """
+        fault: ServerFaultError | None = None
+        try:
+            for run in self._batches.runs():
+                try:
+                    self._send_batch(run)
+                except ServerFaultError as err:
+                    fault = fault or err
+        finally:
+            self._batches = Batches()
+        if fault is not None:
+            raise fault
 
     def find_run_id(self, key: str) -> str | None:
         """Returns MLflow's run id of a run key, or None while no such run is delivered."""
         if key not in self.run_ids:
             with _translated():
-                found = self._find_runs(key, self._all_experiments())
+                found = self._lookup.find(key)
             if not found:
                 return None
             self.run_ids[key] = found[0]
+            if len(found) == 1:
+                self._call.single.add(key)
         return self.run_ids[key]
 
     def find_version(self, key: str) -> int | None:
@@ -118,38 +144,45 @@ class MlflowSink:
             self.versions[key] = min(int(version.version) for version in found)
         return self.versions[key]
 
-    def _must_wait(self, folder: Path, record: Record, unknown: set[str]) -> bool:
-        """Tells whether a record speaks of a run whose creation stands undelivered in a journal.
-
-        Adds the run to `unknown` if no journal and no server knows it.
-        """
+    def _must_wait(self, creations: Creations, record: Record) -> bool:
+        """Tells whether a record speaks of a run whose creation stands undelivered in a journal."""
         key = record.fields["tags"].get(PARENT) if record.kind == "create" else record.run
-        if key is None or key in unknown or self.find_run_id(key) is not None:
+        if key is None or key in self.run_ids or key in self._call.unknown:
             return False
-        for one in read_undelivered(folder):
-            if one is not None and one.kind == "create" and one.run == key:
-                return True
-        unknown.add(key)
+        if creations.is_waiting(key):
+            return True
+        if self.find_run_id(key) is None:
+            self._call.unknown.add(key)
         return False
 
-    def _apply(self, folder: Path, record: Record, doubtful: bool) -> None:
-        fields = record.fields
+    def _take(self, folder: Path, part: Part, place: int) -> None:
+        record = part.records[place]
+        if record.kind in ("metrics", "tags"):
+            self._batches.add(part, place, record)
+            return
+        if record.kind != "create":
+            self._send_batch(record.run)
         try:
             with _translated():
-                if record.kind == "create":
-                    self._create(record, doubtful)
-                    return
-                run_id = self._get_run_id(record.run)
-                if record.kind == "artifact":
-                    self._upload(run_id, folder / fields["spooled"], fields["folder"], doubtful)
-                elif record.kind == "candidate":
-                    self._register(record, run_id)
-                elif record.kind == "end":
-                    self._end(record, run_id)
-                elif record.kind == "orphan":
-                    self._close_orphan(record, run_id)
+                self._apply(folder, part, place)
         except _RefusedError as err:
             self._refuse(f"{record.kind} of run {record.run}", err)
+
+    def _apply(self, folder: Path, part: Part, place: int) -> None:
+        record = part.records[place]
+        if record.kind == "create":
+            self._create(part, place)
+            return
+        run_id = self._get_run_id(record.run)
+        if record.kind == "artifact":
+            source = folder / record.fields["spooled"]
+            self._upload(run_id, source, record.fields["folder"], part.doubtful)
+        elif record.kind == "candidate":
+            self._register(record, run_id)
+        elif record.kind == "end":
+            self._end(record, run_id)
+        elif record.kind == "orphan":
+            self._close_orphan(record, run_id)
 
     def _get_run_id(self, key: str) -> str:
         run_id = self.find_run_id(key)
@@ -160,26 +193,45 @@ class MlflowSink:
     def _refuse(self, what: str, err: _RefusedError) -> None:
         # Once a reason: an epoch later the server will not like the name of a metric any better.
         reason = (what.split(" of run ")[0], str(err))
-        if reason not in self._reported:
+        if reason not in self._reported and len(self.refused) < N_REFUSED:
             self._reported.add(reason)
             self.refused.append(f"{what}: {err}")
 
-    def _create(self, record: Record, doubtful: bool) -> None:
-        fields = record.fields
-        # The search comes last before the creation: a request that a hung server kept from an
-        # earlier try is done by then.
-        experiment_id = self._experiment(fields["experiment"])
-        found = self._find_runs(record.run, [experiment_id]) if doubtful else []
+    def _create(self, part: Part, place: int) -> None:
+        record = part.records[place]
+        experiment_id = self._experiment(record.fields["experiment"])
+        found = self._find_created(part, place, experiment_id) if part.doubtful else []
         if found:
             run_id = found[0]
         else:
             run_id = self._create_run(record, experiment_id)
-            if not doubtful:
-                self._single.add(record.run)
+            # Creations are sent one after another. So of several that are doubtful only the first
+            # that is not there may be under way in a hung server still; its end looks for a twin.
+            if not part.doubtful or self._call.passed_doubt:
+                self._single[record.run] = True
+            self._call.passed_doubt = True
+            self._ends[record.run] = -1
         self.run_ids[record.run] = run_id
-        self._log(record.run, run_id, params=fields["params"])
-        if fields["dataset"] is not None:
-            self.client.log_inputs(run_id, [_dataset_input(fields["dataset"])])
+        if record.fields["params"]:
+            self._batches.add(part, place, record)
+        if record.fields["dataset"] is not None:
+            self.client.log_inputs(run_id, [_dataset_input(record.fields["dataset"])])
+
+    def _find_created(self, part: Part, place: int, experiment_id: str) -> list[str]:
+        """Returns the runs that an earlier try at this creation has made.
+
+        Asks once for all creations of the part, before the first of them: a request that a hung
+        server kept from an earlier try is done by then, or has its twin found at the run's end.
+        """
+        if experiment_id not in self._call.created:
+            name = part.records[place].fields["experiment"]
+            creations = [
+                one
+                for one in part.records[place:]
+                if one.kind == "create" and one.fields["experiment"] == name
+            ]
+            self._call.created[experiment_id] = self._lookup.find_created(experiment_id, creations)
+        return self._call.created[experiment_id].get(part.records[place].run, [])
 
     def _create_run(self, record: Record, experiment_id: str) -> str:
         fields = record.fields
@@ -203,24 +255,31 @@ class MlflowSink:
             experiment_id = self._experiment(fields["experiment"])
         # or it is one of the tags, which must not cost the run.
         run = self.client.create_run(experiment_id, fields["at_ms"], needed, fields["name"])
-        self._log(record.run, run.info.run_id, tags=tags)
+        self._log(record.run, run.info.run_id, Batch(tags=tags))
         return str(run.info.run_id)
 
     def _end(self, record: Record, run_id: str) -> None:
-        if record.run not in self._single:
-            self._remove_twins(record.run, run_id)
-        status, at_ms = record.fields["status"], record.fields["at_ms"]
+        key, status, at_ms = record.run, record.fields["status"], record.fields["at_ms"]
+        if key not in self._single:
+            self._remove_twins(key, run_id)
+        ended_ms = self._ends.pop(key, None)
         if status == "RUNNING":
             self.client.update_run(run_id, status="RUNNING")
+            self._ends[key] = -1
             return
+        if ended_ms is None:
+            info = self.client.get_run(run_id).info
+            ended_ms = -1 if info.status == "RUNNING" else info.end_time or 0
         # A worker that died after its last record, and the driver who saw it die, each end the
         # run, in two journals; so the order of arrival says nothing.
-        present = self.client.get_run(run_id).info
-        if present.status == "RUNNING" or (present.end_time or 0) <= at_ms:
+        if ended_ms <= at_ms:
             self.client.set_terminated(run_id, status, at_ms)
+            ended_ms = at_ms
+        self._ends[key] = ended_ms
 
     def _close_orphan(self, record: Record, run_id: str) -> None:
         self._remove_twins(record.run, run_id)
+        self._ends.pop(record.run, None)
         info = self.client.get_run(run_id).info
         if info.status == "RUNNING" and info.lifecycle_stage == "active":
             # The tag first: killed in between, the run is still RUNNING and is closed again.
@@ -233,87 +292,59 @@ class MlflowSink:
 
         A hung server may do the first request after it has answered the search for its result.
         """
-        for twin in self._find_runs(key, self._all_experiments()):
-            if twin != run_id:
-                self.client.delete_run(twin)
-        self._single.add(key)
-
-    def _find_runs(self, key: str, experiments: list[str]) -> list[str]:
-        """Returns the ids of the runs with a key; the one that was written to comes first."""
-        from mlflow.entities import ViewType
-
-        runs = self.client.search_runs(
-            experiments, f"tags.`{RUN_KEY}` = '{key}'", ViewType.ALL, max_results=100
-        )
-        # A deleted run comes after a living one, but is found: its records are then refused.
-        runs.sort(
-            key=lambda run: (
-                run.info.lifecycle_stage != "active",
-                -len(run.data.params) - len(run.data.metrics) - len(run.data.tags),
-                run.info.run_id,
-            )
-        )
-        return [str(run.info.run_id) for run in runs]
-
-    def _all_experiments(self) -> list[str]:
-        from mlflow.entities import ViewType
-
-        found: list[str] = []
-        token = None
-        while True:
-            page = self.client.search_experiments(view_type=ViewType.ALL, page_token=token)
-            found += [experiment.experiment_id for experiment in page]
-            token = page.token
-            if not token:
-                return found
+        if key not in self._call.single:  # else that search was made a moment ago
+            for twin in self._lookup.find(key):
+                if twin != run_id:
+                    self.client.delete_run(twin)
+        self._single[key] = True
 
     def _experiment(self, name: str) -> str:
         if name not in self.experiment_ids:
             self.experiment_ids[name] = ensure_experiment(self.client, name)
         return self.experiment_ids[name]
 
-    def _send_batch(self, batches: _Batches, key: str) -> None:
-        metrics, tags = batches.get(key)
-        if metrics or tags:
-            try:
-                run_id = self._get_run_id(key)
-            except _RefusedError as err:
-                self._refuse(f"metrics and tags of run {key}", err)
-            else:
-                self._log(key, run_id, metrics=metrics, tags=tags)
-        batches.forget(key)
+    def _send_batch(self, key: str) -> None:
+        """Sends what is kept back of a run; what one journal says is not the other's fault."""
+        batches = self._batches.pop(key)
+        if not batches:
+            return
+        try:
+            run_id = self._get_run_id(key)
+            self._log(key, run_id, merge(batches))
+        except _RefusedError as err:
+            self._refuse(f"metrics and tags of run {key}", err)
+        except ServerFaultError:
+            if len(batches) == 1:
+                raise
+            for batch in batches:
+                self._log(key, run_id, batch)
+                batch.let_go()
+        for batch in batches:
+            batch.let_go()
 
-    def _log(
-        self,
-        key: str,
-        run_id: str,
-        *,
-        metrics: Sequence[_Point] = (),
-        params: Mapping[str, str] | None = None,
-        tags: Mapping[str, str] | None = None,
-    ) -> None:
+    def _log(self, key: str, run_id: str, batch: Batch) -> None:
         """Logs all in as few calls as MLflow's limits allow; leaves out what is refused, alone."""
         from mlflow.entities import Metric, Param, RunTag
 
         # The client itself splits this into calls of 1,000 metrics, 100 params and 100 tags.
-        batch: dict[str, list[Any]] = {
-            "metrics": [Metric(*point) for point in metrics],
-            "params": [Param(k, _stored(v, PARAM_CHARACTERS)) for k, v in (params or {}).items()],
-            "tags": [RunTag(k, _stored(v, TAG_CHARACTERS)) for k, v in (tags or {}).items()],
+        items: dict[str, list[Any]] = {
+            "metrics": [Metric(*point) for point in batch.metrics],
+            "params": [Param(k, _stored(v, PARAM_CHARACTERS)) for k, v in batch.params.items()],
+            "tags": [RunTag(k, _stored(v, TAG_CHARACTERS)) for k, v in batch.tags.items()],
         }
         try:
             with _translated():
-                self.client.log_batch(run_id, **batch, synchronous=True)
+                self.client.log_batch(run_id, **items, synchronous=True)
             return
         except _RefusedError:
             pass
-        for kind, items in batch.items():
-            for item in items:
+        for kind, ones in items.items():
+            for one in ones:
                 try:
                     with _translated():
-                        self.client.log_batch(run_id, **{kind: [item]}, synchronous=True)
+                        self.client.log_batch(run_id, **{kind: [one]}, synchronous=True)
                 except _RefusedError as err:
-                    self._refuse(f"{kind.removesuffix('s')} {item.key!r} of run {key}", err)
+                    self._refuse(f"{kind.removesuffix('s')} {one.key!r} of run {key}", err)
 
     def _upload(self, run_id: str, source: Path, folder: str, doubtful: bool) -> None:
         if not source.exists():
@@ -349,40 +380,21 @@ class MlflowSink:
         self.versions[record.run] = min(found)
 
 
-_Point = tuple[str, float, int, int]
-"""A metric's name, value, time in milliseconds and step."""
+@dataclass(slots=True)
+class _Call:
+    """What is found out in one call of `deliver`, and may be otherwise in the next.
 
+    Attributes:
+        unknown: The keys that no journal and no server knows.
+        single: The keys of which the server has one run.
+        created: The runs that doubtful creations have made, by experiment and key.
+        passed_doubt: Whether a creation was sent; what follows in the part never was before.
+    """
 
-class _Batches:
-    """Metrics and tags that wait to be sent together, by run."""
-
-    def __init__(self) -> None:
-        self._waiting: dict[str, tuple[int, list[_Point], dict[str, str]]] = {}
-
-    def add(self, place: int, record: Record) -> None:
-        """Adds the record at a place among those that are delivered."""
-        _, metrics, tags = self._waiting.setdefault(record.run, (place, [], {}))
-        fields = record.fields
-        if record.kind == "tags":
-            tags.update(fields["values"])
-            return
-        for name, value in fields["values"].items():
-            # MLflow stores infinity as 1.8e308; not-a-number says the same and is shown as such.
-            value = value if math.isfinite(value) else math.nan
-            metrics.append((name, value, fields["at_ms"], fields["step"]))
-
-    def get(self, run: str) -> tuple[list[_Point], dict[str, str]]:
-        _, metrics, tags = self._waiting.get(run, (0, [], {}))
-        return metrics, tags
-
-    def forget(self, run: str) -> None:
-        self._waiting.pop(run, None)
-
-    def runs(self) -> list[str]:
-        return list(self._waiting)
-
-    def first_unsent(self, default: int) -> int:
-        return min((place for place, _, _ in self._waiting.values()), default=default)
+    unknown: set[str] = field(default_factory=set)
+    single: set[str] = field(default_factory=set)
+    created: dict[str, dict[str, list[str]]] = field(default_factory=dict)
+    passed_doubt: bool = False
 
 
 class _RefusedError(Exception):

@@ -28,13 +28,12 @@ class StoredDatasets:
 
     def __init__(self, settings: Settings) -> None:
         self._store: DatasetStore = open_dataset_store(settings.datasets_url)
-        self._folder = self._store._folder
 
     def check(self) -> Health:
         """Opens each dataset, which compares shapes and types; the rows are not hashed again."""
-        if not self._folder.is_dir():
+        if not self._store.folder.is_dir():
             return Health("none yet")
-        entries = sorted(self._folder.iterdir())
+        entries = sorted(self._store.folder.iterdir())
         stored = [path for path in entries if re.fullmatch("[0-9a-f]{64}", path.name)]
         findings = [Finding(self.name, *wrong) for path in stored for wrong in self._wrong(path)]
         left = [path for path in entries if _is_left(path)]

@@ -8,11 +8,10 @@ import sys
 import time
 import zlib
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from mlops.drain import Drain, hold_folder
+from mlops.drain import Drain, Part, hold_folder
 from mlops.journal import Journal, find_journals, read_undelivered
 from mlops.journal_store import JournalStore, find_speakers, find_undelivered_keys
 from mlops.settings import Settings
@@ -96,7 +95,10 @@ def test_a_torn_tail_is_said(settings: Settings, folder: Path) -> None:
         file.write(b"12345678 4 {")
     (one,) = findings(settings)
     assert "3 undelivered record(s)" in one.wrong
-    assert "12 bytes of a record that was cut short and is dropped" in one.wrong
+    assert (
+        f"{path.name}: the last record was cut short when its process ended; 12 bytes from byte "
+        f"{path.stat().st_size - 12} on are dropped."
+    ) in one.wrong
 
 
 def test_a_flipped_byte_is_said_with_its_place_and_the_command_that_takes_the_line_out(
@@ -113,6 +115,19 @@ def test_a_flipped_byte_is_said_with_its_place_and_the_command_that_takes_the_li
     assert path.read_bytes() == b"".join([*lines[:2], *lines[3:]])
     (left,) = findings(settings)
     assert "2 undelivered record(s)" in left.wrong
+
+
+def test_a_damaged_header_is_named_and_mended_though_all_is_delivered(
+    settings: Settings, folder: Path
+) -> None:
+    path = kill_a_writer(folder)
+    path.with_suffix(".sent").write_text(f"{path.stat().st_size}\n")
+    flip_byte(path, 12)
+    (damaged,) = findings(settings)
+    assert "is damaged at byte 0: the checksum of line 1 does not match" in damaged.wrong
+    subprocess.run(damaged.mend, shell=True, check=True)
+    (left,) = findings(settings)
+    assert "the processes that wrote it are gone" in left.wrong
 
 
 def test_damage_in_what_is_delivered_does_no_harm(settings: Settings, folder: Path) -> None:
@@ -132,15 +147,19 @@ def test_a_line_is_not_taken_out_under_a_writer_that_lives(
         journal.append("tags", "two", values={})
         flip_byte(journal.path, journal.path.stat().st_size - 8)
         (one,) = findings(settings)
-        assert one.mend.startswith("End its process first. Then type: sed -i 3d ")
+        assert one.mend.startswith("Its process may still write it. Once that has ended, ")
+        assert one.mend.endswith("python -m mlops.doctor") and "sed" not in one.mend
 
 
 def test_a_sweep_that_delivers_is_fine_until_the_server_takes_nothing_for_a_minute(
     settings: Settings, folder: Path
 ) -> None:
     class Nowhere:
-        def deliver(self, folder: Path, records: list[Any], doubtful: bool) -> int:
+        def deliver(self, folder: Path, part: Part) -> None:
             raise ConnectionError("no server")
+
+        def flush(self) -> None:
+            pass
 
     with Journal(folder, "driver") as journal:
         journal.append("metrics", "one", at_ms=time.time_ns() // 1_000_000, step=0, values={})

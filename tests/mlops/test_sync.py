@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
-from mlops.drain import Delivery, Drain, hold_folder
-from mlops.journal import Journal, Record, find_journals
+from mlops.drain import Delivery, Drain, Part, hold_folder
+from mlops.journal import Journal, find_journals
 from mlops.mlflow_sink import MlflowSink
 from mlops.mlflow_store import open_client, open_store_client
 from mlops.settings import Settings
@@ -35,6 +35,19 @@ run = Run.create(driver, experiment="sync", name="left", key=left)
 run.log_metrics({"loss": 1.0}, step=0)
 with Journal(folder, "trial0") as worker:
     Run(worker, ended).end("FINISHED")
+print("ready", flush=True)
+sys.stdin.read()
+"""
+
+
+WORKER = """
+import sys
+from pathlib import Path
+from mlops.journal import Journal
+from mlops.tracking import Run
+
+journal = Journal(Path(sys.argv[1]), "trial1")
+Run(journal, sys.argv[2]).log_metrics({"loss": 0.5}, step=1)
 print("ready", flush=True)
 sys.stdin.read()
 """
@@ -127,7 +140,8 @@ def test_a_run_whose_end_was_delivered_by_a_worker_that_is_gone_is_no_orphan(
             pass
     assert len(find_journals(folder)) == 1
     died.kill()
-    assert sync(settings).closed == 1
+    result = sync(settings)
+    assert (result.closed, result.delivered) == (1, 1)  # nothing is said of the one that ended
     assert states(sink.client, died) == ("FINISHED", "FAILED")
 
 
@@ -155,6 +169,28 @@ def test_a_run_that_a_living_worker_speaks_of_is_no_orphan(
     assert states(open_store_client(settings), died) == ("FINISHED", "FINISHED")
 
 
+def test_a_worker_that_outlives_its_driver_and_dies_then_leaves_no_open_run(
+    settings: Settings, folder: Path
+) -> None:
+    died = Died(folder)
+    worker = subprocess.Popen(
+        [sys.executable, "-c", WORKER, str(folder), died.left],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert worker.stdout is not None and worker.stdin is not None
+    assert worker.stdout.readline() == "ready\n"
+    died.kill()
+    result = sync(settings)
+    assert (result.closed, result.undelivered) == (0, 0)
+    assert len(find_journals(folder)) == 1  # the driver's, with the creation, is delivered and gone
+    worker.kill()
+    worker.communicate()
+    assert sync(settings).closed == 1
+    assert states(open_store_client(settings), died) == ("FINISHED", "FAILED")
+
+
 def test_a_run_that_was_opened_again_by_a_living_driver_is_no_orphan(
     settings: Settings, folder: Path
 ) -> None:
@@ -172,8 +208,11 @@ def test_a_folder_that_a_drain_holds_is_left_to_it(
     settings: Settings, folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: Any
 ) -> None:
     class Nowhere:
-        def deliver(self, folder: Path, records: list[Record], doubtful: bool) -> int:
+        def deliver(self, folder: Path, part: Part) -> None:
             raise ConnectionError("no server")
+
+        def flush(self) -> None:
+            pass
 
     with Journal(folder, "driver") as journal:
         drain = Drain(folder, Nowhere).start()
@@ -214,6 +253,38 @@ def test_a_server_that_does_not_answer_leaves_all_and_exits_1(
         "undelivered": 0,
         "busy": [],
     }
+
+
+def test_a_record_that_was_cut_short_is_dropped_and_said(
+    settings: Settings, folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: Any
+) -> None:
+    died = Died(folder)
+    died.kill()
+    path = find_journals(folder)[0]
+    size = path.stat().st_size
+    with path.open("ab") as file:
+        file.write(b"0123 4")
+    monkeypatch.setenv("MLOPS_HOME", str(settings.home))
+    assert main([]) == 0
+    _, err = capsys.readouterr()
+    assert f"{path.name}: the last record was cut short" in err
+    assert f"6 bytes from byte {size} on are dropped." in err
+
+
+def test_a_damaged_header_is_named_with_what_mends_it(
+    settings: Settings, folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: Any
+) -> None:
+    died = Died(folder)
+    died.kill()
+    path = find_journals(folder)[0]
+    path.write_bytes(path.read_bytes().replace(b'"boot"', b'"root"', 1))
+    monkeypatch.setenv("MLOPS_HOME", str(settings.home))
+    assert main([]) == 1
+    _, err = capsys.readouterr()
+    (line,) = [line for line in err.splitlines() if "damaged at byte 0" in line]
+    subprocess.run(line.split("type: ")[1], shell=True, check=True)
+    assert main([]) == 0
+    assert states(open_store_client(settings), died) == ("FINISHED", "FAILED")
 
 
 def test_a_damaged_journal_is_named_and_the_rest_delivered(

@@ -7,6 +7,7 @@ import socket
 import tempfile
 import threading
 import time
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -15,11 +16,12 @@ import pytest
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
-from mlops.drain import Delivery, Drain
+from mlops.drain import Delivery, Drain, Part, ServerFaultError
 from mlops.errors import TrackingError
 from mlops.journal import Journal, find_journals
 from mlops.mlflow_sink import MlflowSink
 from mlops.mlflow_store import ensure_experiment, open_client, open_store_client
+from mlops.run_lookup import N_KNOWN, Recent
 from mlops.settings import Settings
 from mlops.tracking import RUN_KEY, Run, RunDataset, new_run_key
 from tests.conftest import Tracking
@@ -543,3 +545,144 @@ def test_metrics_are_there_while_the_run_goes_on(tracking: Tracking, journal: Jo
     found = get_run(client, run)
     assert found.info.status == "RUNNING" and found.data.metrics == {"loss": 1.0}
     drain.stop(5.0)
+
+
+def write_trials(folder: Path, count: int) -> list[Run]:
+    """Trials as a sweep writes them: begun in the driver's journal, logged in one of their own."""
+    trials = []
+    with Journal(folder, "driver") as driver:
+        for number in range(count):
+            run = Run.create(
+                driver, experiment="digits", name=f"t{number}", params={"lr": 1}, dataset=DATASET
+            )
+            with Journal(folder, f"trial{number}") as worker:
+                theirs = Run(worker, run.key)
+                theirs.log_metrics({"loss": 1.0}, step=0)
+                theirs.set_tags({"mlops.note": str(number)})
+                theirs.end("FINISHED")
+            trials.append(run)
+    return trials
+
+
+def test_a_trial_takes_four_requests_its_params_and_metrics_go_out_together(
+    store: Any, folder: Path
+) -> None:
+    ensure_experiment(store, "digits")
+    client = FlakyClient(store, [])
+    delivery = Delivery(folder, lambda: sink)
+    with Journal(folder, "first"):
+        sink = MlflowSink(client)
+        delivery.run_pass()  # a drain that lives since the sweep began: nothing is doubtful
+        trials = write_trials(folder, 5)
+        client.calls.clear()
+        while delivery.run_pass():
+            pass
+    assert Counter(client.calls) == {
+        "get_experiment_by_name": 1,
+        "create_run": 5,
+        "log_inputs": 5,
+        "log_batch": 5,
+        "set_terminated": 5,
+        # The drain saw the driver's journal whole at first: another might have sent of it.
+        "search_runs": client.calls.count("search_runs"),
+        "search_experiments": client.calls.count("search_experiments"),
+    }
+    assert client.calls.count("search_runs") <= 3
+    for number, run in enumerate(trials):
+        found = get_run(store, run)
+        assert found.info.status == "FINISHED"
+        assert (found.data.params, found.data.metrics) == ({"lr": "1"}, {"loss": 1.0})
+        assert found.data.tags["mlops.note"] == str(number)
+
+
+def test_what_a_dead_drain_may_have_sent_is_looked_up_at_once(store: Any, folder: Path) -> None:
+    trials = write_trials(folder, 12)
+    # It died before it noted what it sent: half of the creations are there.
+    lost = FlakyClient(store, [""] * 12 + ["after"] * 1000)
+    Delivery(folder, lambda: MlflowSink(lost)).run_pass()
+    for path in folder.glob("*.sent"):
+        path.unlink()
+    client = FlakyClient(store, [])
+    deliver(client, folder)
+    n_before = lost.calls.count("create_run")
+    assert 3 < n_before < 12
+    assert client.calls.count("create_run") == 12 - n_before
+    assert client.calls.count("search_runs") <= n_before + 3  # not one for each that is new
+    for run in trials:
+        assert get_run(store, run).data.params == {"lr": "1"}
+
+
+def test_many_trials_that_wait_for_their_creation_ask_no_server(store: Any, folder: Path) -> None:
+    class Slow(MlflowSink):
+        def deliver(self, folder: Path, part: Part) -> None:
+            if len(part.records) > 10:  # the driver's: two at a time
+                del part.records[2:]
+            super().deliver(folder, part)
+
+    trials = write_trials(folder, 12)
+    client = FlakyClient(store, [])
+    sink = Slow(client)
+    delivery = Delivery(folder, lambda: sink)
+    assert delivery.run_pass() and delivery.problems == []
+    n_searched = client.calls.count("search_runs")
+    assert n_searched <= 4
+    while delivery.run_pass():
+        assert delivery.problems == []
+    assert client.calls.count("search_runs") <= n_searched + 30
+    assert all(get_run(store, run).info.status == "FINISHED" for run in trials)
+
+
+def test_what_a_server_cannot_take_of_a_worker_does_not_hold_up_the_driver(
+    store: Any, folder: Path
+) -> None:
+    class Poisoned(FlakyClient):
+        def log_batch(self, run_id: str, **items: Any) -> None:
+            if any(metric.key == "poison" for metric in items["metrics"]):
+                raise ServerFaultError("a bug of the server")
+            store.log_batch(run_id, **items)
+
+    with Journal(folder, "driver") as driver:
+        bad = Run.create(driver, experiment="digits", name="bad", params={"lr": 1})
+        good = Run.create(driver, experiment="digits", name="good", params={"lr": 2})
+        for run, name in ((bad, "poison"), (good, "loss")):
+            with Journal(folder, name) as worker:
+                Run(worker, run.key).log_metrics({name: 1.0}, step=0)
+    delivery = Delivery(folder, lambda: sink)
+    sink = MlflowSink(Poisoned(store, []))
+    while delivery.run_pass():
+        pass
+    assert [path.name.split("-")[1] for path in find_journals(folder)] == ["poison"]
+    assert delivery.problems == ["a bug of the server"]
+    assert get_run(store, bad).data.params == {"lr": "1"}
+    assert get_run(store, good).data.metrics == {"loss": 1.0}
+
+
+def test_of_two_ends_in_one_journal_the_later_counts_without_asking(
+    store: Any, journal: Journal
+) -> None:
+    run = Run.create(journal, experiment="digits", name="ends")
+    run.end("FINISHED")
+    journal.append("end", run.key, at_ms=1, status="FAILED")
+    client = FlakyClient(store, [])
+    deliver(client, journal.folder)
+    assert get_run(store, run).info.status == "FINISHED"
+    assert client.calls.count("get_run") == 0
+
+
+def test_what_is_known_of_runs_is_bounded_and_looked_up_again(store: Any, journal: Journal) -> None:
+    known: Recent[int] = Recent()
+    for number in range(N_KNOWN + 5):
+        known[str(number)] = number
+    known["7"] = 7
+    assert len(known) == N_KNOWN and "4" not in known and "5" in known
+    sink = MlflowSink(store)
+    delivery = Delivery(journal.folder, lambda: sink)
+    run = Run.create(journal, experiment="digits", name="forgotten")
+    delivery.run_pass()
+    for forgotten in (sink.run_ids, sink._single, sink._ends):
+        forgotten.clear()
+    run.log_metrics({"loss": 1.0}, step=0)
+    run.end("FINISHED")
+    delivery.run_pass()
+    assert get_run(store, run).info.status == "FINISHED"
+    assert get_run(store, run).data.metrics == {"loss": 1.0}
