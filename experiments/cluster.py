@@ -3,13 +3,27 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import queue
+import signal
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 from experiments.trial import LOG_VARIABLE, THREADS_VARIABLE
 from mlops.errors import MlopsError
+
+SILENT_S = 60.0
+"""Seconds without a sign of life after which a worker is ended. Its event loop gives one each half
+second, whatever a trial does; a process that was stopped, or never gets the CPU, gives none."""
+
+LOOK_S = 1.0
+GROWTH_BYTES = 2**30
+"""What a worker may hold more than after its first call, before a fresh process takes its place.
+TensorFlow keeps some megabytes of each network that was ever built (docs/benchmarks.md)."""
 
 
 class WorkerDiedError(MlopsError):
@@ -27,6 +41,11 @@ class Cluster:
         self._client = client
         self._cluster = cluster
         self._done: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        self._out: set[str] = set()
+        self._ends: dict[str, str] = {}
+        self._signs: dict[int, tuple[float, float]] = {}
+        self._looked = time.monotonic()
+        self._rss: dict[int, int] = {}
 
     def n_alive(self) -> int:
         """Counts the workers that are there now; one that was killed is started anew in seconds."""
@@ -35,6 +54,7 @@ class Cluster:
     def submit(self, call: Callable[..., Any], *args: Any) -> Any:
         """Starts a call; returns a ticket that `next_done` gives back."""
         future = self._client.submit(call, *args, pure=False, retries=0)
+        self._out.add(future.key)
         future.add_done_callback(self._done.put)
         return future
 
@@ -54,22 +74,72 @@ class Cluster:
         from distributed.client import FutureCancelledError
         from distributed.scheduler import KilledWorker
 
+        self._out.discard(ticket.key)
         try:
-            return ticket.result()
+            found = ticket.result()
         except (KilledWorker, FutureCancelledError) as err:
-            raise WorkerDiedError(
-                "the worker's process was killed (out of memory is the usual cause)"
-            ) from err
+            killed = "the worker's process was killed (out of memory is the usual cause)"
+            raise WorkerDiedError(self._ends.pop(ticket.key, killed)) from err
+        self._renew_grown(ticket.key)
+        return found
 
     def call(self, function: Callable[..., Any], *args: Any) -> Any:
         """Runs one call and waits for it."""
         return self._client.submit(function, *args, pure=False, retries=0).result()
+
+    def end_silent(self, silent_s: float = SILENT_S) -> None:
+        """Ends workers that have given no sign of life; their calls end with WorkerDiedError.
+
+        Only time in which this process ran itself counts: after a laptop slept, or a debugger held
+        the driver, nobody is taken for dead.
+        """
+        now = time.monotonic()
+        if (passed_s := now - self._looked) < LOOK_S:
+            return
+        self._looked = now
+        for pid, worker in self._workers():
+            seen, waited_s = self._signs.get(pid, (worker.last_seen, 0.0))
+            waited_s = 0.0 if seen != worker.last_seen else waited_s + min(passed_s, 5 * LOOK_S)
+            self._signs[pid] = (worker.last_seen, waited_s)
+            if waited_s > silent_s:
+                for task in list(worker.processing):
+                    self._ends[task.key] = f"the worker gave no sign of life for {silent_s:.0f} s"
+                _kill(pid)
+
+    def _workers(self) -> list[tuple[int, Any]]:
+        """Returns process id and Dask's record of each worker that is there."""
+        records = self._cluster.scheduler.workers
+        nannies = list(self._cluster.workers.values())
+        found = [(nanny.pid, records.get(nanny.worker_address)) for nanny in nannies]
+        return [(pid, record) for pid, record in found if pid and record is not None]
+
+    def _renew_grown(self, key: str) -> None:
+        """Ends the worker that ran a call, if its memory has grown too far and it is idle."""
+        task = self._cluster.scheduler.tasks.get(key)
+        ran = [] if task is None else list(task.who_has or ())
+        workers = self._workers()
+        assigned = {one.key for _, worker in workers for one in list(worker.processing)}
+        for pid, worker in workers:
+            if worker not in ran:
+                continue
+            with contextlib.suppress(psutil.Error):
+                rss = psutil.Process(pid).memory_info().rss
+                grown = rss - self._rss.setdefault(pid, rss) > GROWTH_BYTES
+                # What was submitted and stands with no worker yet might be on its way to this one.
+                if grown and not worker.processing and self._out <= assigned:
+                    _kill(pid)
 
     def kill(self) -> None:
         """Ends the workers at once; `Cluster` is of no use afterwards. Used after an interrupt."""
         for nanny in list(self._cluster.workers.values()):
             with contextlib.suppress(Exception):
                 self._client.sync(nanny.kill, timeout=0.5)
+
+
+def _kill(pid: int) -> None:
+    """Kills a worker at once; its nanny starts another."""
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, signal.SIGKILL)
 
 
 @contextlib.contextmanager
@@ -93,8 +163,9 @@ def open_cluster(
         "distributed.worker.daemon": True,
         # Dask samples the stack of a running call 100 times a second: a fifth of a trial's time.
         "distributed.worker.profile.enabled": False,
-        # A trial holds the interpreter for long; that is no reason to think a worker dead.
-        "distributed.scheduler.worker-ttl": "30 minutes",
+        # It goes by the clock on the wall, and would end all workers after a laptop slept;
+        # `Cluster.end_silent` does not.
+        "distributed.scheduler.worker-ttl": None,
         "distributed.comm.timeouts.connect": "60s",
         "distributed.admin.tick.limit": "1 hour",
     }

@@ -53,6 +53,10 @@ class SweepConfig:
     """dnn, cnn, rnn, vae, or your own as module:Class."""
     objective: Literal["accuracy", "balanced_accuracy", "macro_f1"] = "accuracy"
     """What classifiers are compared by."""
+    objectives: tuple[str, ...] = ()
+    """Several to compare by at once: val_accuracy latency_ms, or size_bytes, n_weights."""
+    require: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
+    """What a network must keep to count, in quotes: "latency_ms<5"."""
     trials: int = 15
     """Finished trials (complete or pruned) of each architecture."""
     epochs: int = 20
@@ -60,7 +64,7 @@ class SweepConfig:
     sampler: Literal["auto", "tpe", "random", "grid", "cmaes"] = "auto"
     """How the next params are proposed; auto is tpe."""
     pruner: Literal["auto", "median", "halving", "hyperband", "none"] = "auto"
-    """Which trials are ended early; auto goes by the number of trials and epochs."""
+    """Which trials are ended early; auto goes by trials and epochs, and by several objectives."""
     fix: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
     """A param not to search: learning_rate=0.001, or for one architecture cnn.learning_rate=..."""
     space: tyro.conf.Suppress[Mapping[str, Mapping[str, Any]]] = field(
@@ -108,10 +112,29 @@ class SweepConfig:
 
     @property
     def default_pruner(self) -> Literal["median", "hyperband", "none"]:
-        """What `pruner` "auto" stands for, by trials and epochs."""
-        if self.epochs < NO_PRUNER_BELOW:
+        """What `pruner` "auto" stands for, by trials and epochs.
+
+        With several objectives that is none: Optuna prunes by one.
+        """
+        if self.epochs < NO_PRUNER_BELOW or self.is_multi_objective:
             return "none"
         return "hyperband" if self.trials >= HYPERBAND_FROM else "median"
+
+    @property
+    def is_multi_objective(self) -> bool:
+        """Tells whether networks of one task are compared by more than one number."""
+        from experiments.objectives import are_several, parse_objectives
+
+        return are_several(parse_objectives(self.objectives)[0])
+
+    @property
+    def metric(self) -> str:
+        """What a classifier's best epoch is chosen by: the first of its kind in `objectives`."""
+        from experiments.objectives import parse_objectives
+
+        named, _ = parse_objectives(self.objectives)
+        found = [one.name.removeprefix("val_") for one in named if one.task == "classifier"]
+        return found[0] if found else self.objective
 
     def resolved(self) -> SweepConfig:
         """Returns the config with what "auto" stands for in its place."""
@@ -142,6 +165,8 @@ class SweepConfig:
             "dataset": dataset_fingerprint,
             "architecture": architecture,
             "objective": self.objective,
+            "objectives": self.objectives,
+            "require": self.require,
             "epochs": self.epochs,
             "sampler": "auto" if self.sampler == self.default_sampler else self.sampler,
             "pruner": "auto" if self.pruner == self.default_pruner else self.pruner,

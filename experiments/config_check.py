@@ -12,6 +12,7 @@ from typing import Any, Final, Literal, get_args, get_origin
 
 from experiments.config import BUILT_IN, SweepConfig, architecture_path
 from experiments.entries import parse_fix, show, static_errors, table_name
+from experiments.objectives import are_several, parse_objectives, parse_requirements
 from mlops.errors import UsageError, choose
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.\- ]*")
@@ -54,6 +55,7 @@ def find_wrong(config: SweepConfig, spell: Callable[[str], str] = as_flag) -> li
             )
     if sound.get("warm_start") is not None and sound.get("warm_start") == sound.get("study"):
         wrong.append(f"{spell('warm_start')} and {spell('study')} name the same sweep")
+    wrong += _find_wrong_goals(sound, spell)
     wrong += _find_wrong_architectures(sound.get("architectures"), spell)
     names = sound.get("architectures") or tuple(BUILT_IN)
     wrong += _find_wrong_tables(sound.get("space", {}), names)
@@ -87,6 +89,32 @@ def _find_out_of_range(sound: Mapping[str, Any], spell: Callable[[str], str]) ->
     size = sound.get("image_size")
     if size is not None and min(size) < 1:
         yield f"{spell('image_size')} must be at least 1 pixel each way, got {size[0]} {size[1]}"
+
+
+def _find_wrong_goals(sound: Mapping[str, Any], spell: Callable[[str], str]) -> Iterator[str]:
+    """What cannot be compared by, or not together with a sampler or a pruner."""
+    names = sound.get("objectives", ())
+    named, wrong = parse_objectives(names)
+    requirements, unreadable = parse_requirements(sound.get("require", ()))
+    yield from (f"{spell('objectives')}: {one}" for one in (wrong if names else ()))
+    yield from (f"{spell('require')} {one}" for one in unreadable)
+    objective = sound.get("objective", "accuracy")
+    quality = [one.name for one in named if one.task == "classifier"]
+    if objective != "accuracy" and quality and quality[0] != f"val_{objective}":
+        yield (
+            f"{spell('objective')} {objective} and {spell('objectives')} {quality[0]} differ; "
+            f"give {spell('objectives')} alone"
+        )
+    is_multi = are_several(named)
+    pruner = sound.get("pruner", "none")
+    if is_multi and pruner not in ("auto", "none"):
+        yield (
+            f"{spell('pruner')} {pruner} cannot judge by several objectives; leave it out, or name "
+            "one objective"
+        )
+    if sound.get("sampler") == "cmaes" and (is_multi or requirements):
+        what = "several objectives" if is_multi else spell("require")
+        yield f"{spell('sampler')} cmaes knows nothing of {what}; use tpe or random"
 
 
 def _find_wrong_architectures(

@@ -9,6 +9,7 @@ fails it and enqueues it afresh; a finished trial was told and is never asked ag
 from __future__ import annotations
 
 import dataclasses
+import math
 import tempfile
 import threading
 import time
@@ -20,7 +21,7 @@ from experiments.architectures import Description, Params
 from experiments.cluster import Cluster, WorkerDiedError
 from experiments.config import SweepConfig
 from experiments.config_file import write_config
-from experiments.finals import Final, Finals
+from experiments.finals import Chosen, Final, Finals
 from experiments.progress import Progress
 from experiments.results import (
     StudyResult,
@@ -46,6 +47,8 @@ FLUSH_S = 60.0
 FLUSH_SOON_S = 10.0
 NO_WORKER_S = 180.0
 LISTEN_EVERY_S = 1.0
+MOST_CANDIDATES = 10
+"""Members of a study's Pareto set that are registered."""
 
 
 @dataclass(slots=True)
@@ -75,6 +78,11 @@ class Driver:
     _listened: float = 0.0
     _told_url: bool = False
     _told_problem: str | None = None
+
+    @property
+    def studies(self) -> list[Any]:
+        """Optuna's studies, once they are open."""
+        return [search.study for search in self._searches]
 
     def open_studies(self, storage: Any, descriptions: list[Description]) -> None:
         """Opens each architecture's study and parent run; what a dead driver left is retried."""
@@ -151,6 +159,7 @@ class Driver:
         Raises:
             MlopsError: there has been none for too long.
         """
+        self.cluster.end_silent()
         n_alive = self.cluster.n_alive()
         if n_alive > 0:
             self._seen_alive = time.monotonic()
@@ -182,6 +191,7 @@ class Driver:
                 continue
             if search.gave_up is not None:
                 self.progress.note(f"{search.name}: given up; {search.gave_up}.")
+            self._forget_networks(search)
             self._register_best(search)
             self.runs.end_parent(search)
             # Last: killed before this line, the same command does the end of it again.
@@ -192,9 +202,12 @@ class Driver:
         self.runs.journal.close()
         # A server that did not answer until now need not be waited for: the journal keeps it all.
         soon = interrupted or self.drain.problem is not None
-        undelivered = self.drain.flush(FLUSH_SOON_S if soon else FLUSH_S)
+        self.stop.clear()  # from here on it ends the waiting: all else is done
+        undelivered = self.drain.flush(FLUSH_SOON_S if soon else FLUSH_S, give_up=self.stop)
         for sentence in self.sinks[-1].refused if self.sinks else []:
             self.progress.note(f"the tracking server refused a record: {sentence}")
+        for sentence in self.drain.dropped:
+            self.progress.note(sentence)
         if undelivered:
             self._tell_problem()
         return SweepResult(
@@ -213,7 +226,8 @@ class Driver:
         for search in self._searches:
             self.runs.stop_parent(search, "FAILED")
         self.runs.journal.close()
-        self.drain.flush(FLUSH_SOON_S)
+        self.stop.clear()
+        self.drain.flush(FLUSH_SOON_S, give_up=self.stop)
 
     def _submit_next(self) -> bool:
         """Submits one trial of the study that has had the fewest; False if none wants one."""
@@ -222,6 +236,7 @@ class Driver:
             if ask is None:
                 continue
             run = self.runs.create_trial(search, ask)
+            value = search.tally().value
             task = TrialTask(
                 training=self._training(
                     search, f"{ask.number:05d}", run, ask.params, ask.seed, f"{ask.origin:05d}"
@@ -230,6 +245,8 @@ class Driver:
                 study_url=self.settings.study_url,
                 trial_id=ask.trial_id,
                 pruner=search.pruner,
+                goals=search.goals,
+                to_beat=-math.inf if value is None else value,
             )
             self._out[self.cluster.submit(run_trial, task)] = (search, ask, run)
             return True
@@ -315,7 +332,8 @@ class Driver:
             search.tell(ask.number, result)
             if result.state == "failed":
                 self.progress.note(f"{name} failed: {result.reason}.")
-            self._forget_networks(search)
+            if result.saved:
+                self._forget_networks(search)
         del self._out[ticket]
         self.progress.update(search.description.name, search.tally())
 
@@ -334,18 +352,34 @@ class Driver:
         self._finals_out.clear()
 
     def _register_best(self, search: Search) -> None:
-        """Packages the chosen network and logs it as a candidate, once for each that was chosen."""
-        finals = Finals(search)
-        chosen = finals.chosen()
-        if chosen is None or search.candidate_run_key == chosen.run_key:
+        """Logs the chosen network as a candidate, and the other members of a Pareto set."""
+        chosen = Finals(search).chosen()
+        if chosen is None:
             return
+        if search.candidate_run_key != chosen.run_key and self._register(search, chosen):
+            # A crash before this line registers again; the sink finds the version that is there.
+            search.set_candidate(chosen.run_key)
+        others = search.members()[1:]
+        if len(others) > MOST_CANDIDATES - 1:
+            self.progress.note(
+                f"{search.name}: of {len(others) + 1} members of the Pareto set the "
+                f"{MOST_CANDIDATES} with the best {search.goals.quality.name} become candidates."
+            )
+        for trial in others[: MOST_CANDIDATES - 1]:
+            quality = search.goals.quality_of(trial)
+            member = Chosen(f"{trial.number:05d}", trial.user_attrs["run_key"], quality)
+            if member.run_key not in search.other_candidates and self._register(search, member):
+                search.note_other_candidate(member.run_key, None)
+
+    def _register(self, search: Search, chosen: Chosen) -> bool:
+        """Packages a network and logs it as a candidate; False if the network is gone."""
         network = self._network(search, chosen.name)
         if not network.exists():
             self.progress.note(
                 f"{search.name}: the network {network.name} is gone; no candidate is made. "
                 f"It was kept in {network.parent}."
             )
-            return
+            return False
         description = search.description
         spec = ModelSpec(
             task=description.task,
@@ -372,8 +406,7 @@ class Driver:
                     "mlops.network": chosen.name,
                 },
             )
-        # A crash before this line registers again; the sink finds the version that is there.
-        search.set_candidate(chosen.run_key)
+        return True
 
     def _result(self, search: Search, undelivered: int) -> StudyResult:
         if self.sinks:
@@ -412,11 +445,8 @@ class Driver:
 
     def _forget_networks(self, search: Search) -> None:
         """Removes the networks of trials that a better one has beaten."""
-        best = search.best()
-        if best is None:
-            return
         out = {self._network(one, f"{ask.number:05d}") for one, ask, _ in self._out.values()}
-        keep = {self._network(search, f"{best.number:05d}"), *out}
+        best = {self._network(search, f"{one.number:05d}") for one in search.members()}
         for path in self._network(search, "any").parent.glob("[0-9]*.keras"):
-            if path not in keep:
+            if path not in out | best:
                 path.unlink(missing_ok=True)

@@ -132,7 +132,11 @@ class Finals:
             return None
         median = self._median()
         if median is None:
-            chosen = Chosen(f"{best.number:05d}", best.user_attrs["run_key"], best.values[0])
+            chosen = Chosen(
+                f"{best.number:05d}",
+                best.user_attrs["run_key"],
+                self._search.goals.quality_of(best),
+            )
         else:
             name, entry = median
             chosen = Chosen(name, entry["run_key"], entry["value"])

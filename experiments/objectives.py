@@ -215,17 +215,28 @@ def _find_contradictions(requirements: Sequence[Requirement]) -> Iterator[str]:
                 yield f"'{upper}' and '{lower}' cannot both be kept"
 
 
-def objectives_of(objectives: Sequence[Objective], task: Task) -> tuple[Objective, ...]:
+def objectives_of(
+    objectives: Sequence[Objective], task: Task, default: str
+) -> tuple[Objective, ...]:
     """Returns the objectives of the networks of one task, in their order.
 
     A sweep may search both kinds at once: of the objectives of quality those of the other task are
-    left out. If none is left, the task's own (val_accuracy, val_elbo) stands where the first was.
+    left out. If none is left, `default` stands where the first was.
+
+    Args:
+        default: Name of an objective of quality of this task.
     """
     kept = [one for one in objectives if one.task in (None, task)]
     if all(one.is_cost for one in kept):
         at = next((i for i, one in enumerate(objectives) if not one.is_cost), 0)
-        kept.insert(at, next(one for one in OBJECTIVES.values() if one.task == task))
+        kept.insert(at, OBJECTIVES[default])
     return tuple(kept)
+
+
+def are_several(objectives: Sequence[Objective]) -> bool:
+    """Tells whether the networks of one task are compared by more than one of them."""
+    tasks = {one.task for one in objectives if one.task is not None}
+    return any(sum(one.task in (None, task) for one in objectives) > 1 for task in tasks)
 
 
 def requirements_of(requirements: Sequence[Requirement], task: Task) -> tuple[Requirement, ...]:

@@ -20,10 +20,14 @@ from optuna.distributions import json_to_distribution
 from optuna.storages._rdb import models
 from optuna.trial import TrialState
 
+from experiments.goals import Goals, goals_of_study
 from experiments.storage import has_storage
 from experiments.studies import home_of, is_locked
 from mlops.errors import UsageError
 from mlops.settings import Settings
+
+CONSTRAINT = "constraints:"
+"""How Optuna's names for what `Trial.set_constraint` keeps begin."""
 
 State = Literal["running", "interrupted", "done", "elsewhere"]
 Span = tuple[datetime, datetime]
@@ -86,7 +90,7 @@ class SweepStatus:
 
 
 class TrialRow(NamedTuple):
-    """A trial as its table has it."""
+    """A trial as its table has it. `value` is its quality; None where it misses a requirement."""
 
     trial_id: int
     number: int
@@ -177,19 +181,46 @@ class Overview:
                 trial.state,
                 trial.datetime_start,
                 trial.datetime_complete,
+                result.objective,
                 result.value,
             )
             .join_from(trial.trial_id.table, result.trial_id.table, isouter=True)
             .where(trial.study_id.in_(study_ids))
             .order_by(trial.trial_id)
         )
+        goals = self._read_goals(study_ids)
+        infeasible = self._read_infeasible([i for i in study_ids if goals[i].requirements])
         found: dict[int, list[TrialRow]] = defaultdict(list)
         for row in self._connection.execute(query):
-            study_id, trial_id, number, state, began, ended, value = row
+            study_id, trial_id, number, state, began, ended, objective, value = row
+            if objective is not None and objective != goals[study_id].quality_index:
+                continue  # of several values one is looked at
+            if trial_id in infeasible:
+                value = None
             found[study_id].append(
                 TrialRow(trial_id, number, state, _aware(began), _aware(ended), value)
             )
         return found
+
+    def _read_goals(self, study_ids: list[int]) -> dict[int, Goals]:
+        studies = [study for sweep in self._sweeps.values() for study in sweep]
+        return {
+            study.study_id: goals_of_study(study.attrs)
+            for study in studies
+            if study.study_id in study_ids
+        }
+
+    def _read_infeasible(self, study_ids: list[int]) -> set[int]:
+        """Returns the ids of trials that miss a requirement."""
+        trial, attr = _columns(models.TrialModel), _columns(models.TrialSystemAttributeModel)
+        query = (
+            sqlalchemy.select(trial.trial_id, attr.value_json)
+            .join_from(trial.trial_id.table, attr.trial_id.table)
+            .where(trial.study_id.in_(study_ids), attr.key.startswith(CONSTRAINT))
+        )
+        if not study_ids:
+            return set()
+        return {row[0] for row in self._connection.execute(query) if json.loads(row[1]) > 0}
 
     def _count_retries(self, study_ids: list[int]) -> dict[int, int]:
         """Returns how many trials of each study stand for one whose process died."""

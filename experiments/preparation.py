@@ -116,7 +116,7 @@ def describe_all(
     for name in config.architectures:
         try:
             one = cluster.call(
-                describe, architecture_path(name), dataset.input, counts, config.objective
+                describe, architecture_path(name), dataset.input, counts, config.metric
             )
         except UsageError as err:
             wrong.append(str(err).rstrip("."))

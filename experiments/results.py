@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import urllib.parse
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -38,8 +40,26 @@ class Candidate:
 
 
 @dataclass(frozen=True, slots=True)
+class Member:
+    """A trial of the Pareto set, with its values by objective.
+
+    Attributes:
+        candidate: None where another network of the study competes in its place.
+    """
+
+    number: int
+    run_key: str
+    values: dict[str, float]
+    candidate: Candidate | None
+
+
+@dataclass(frozen=True, slots=True)
 class StudyResult:
-    """How one architecture's study stands at the end."""
+    """How one architecture's study stands at the end.
+
+    Attributes:
+        pareto: The trials that no other beats, best quality first; empty with one objective.
+    """
 
     architecture: str
     study: str
@@ -50,6 +70,7 @@ class StudyResult:
     best: Best | None
     candidate: Candidate | None
     seeds: SeedSummary | None = None
+    pareto: tuple[Member, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,9 +106,8 @@ class SweepResult:
                     "value": best.value,
                     "params": best.params,
                 },
-                "candidate": None
-                if candidate is None
-                else {"name": candidate.name, "version": candidate.version},
+                "candidate": None if candidate is None else dataclasses.asdict(candidate),
+                "pareto": [dataclasses.asdict(member) for member in one.pareto],
                 "seeds": None
                 if one.seeds is None
                 else {
@@ -120,19 +140,36 @@ def study_result(search: Search, experiment: str) -> StudyResult:
         n_pruned=tally.n_pruned,
         n_failed=tally.n_failed,
         best=None
-        if best is None or best.value is None
+        if best is None
         else Best(
             run_key=best.user_attrs["run_key"],
             run_id=search.best_run_id,
             number=best.number,
-            value=best.value,
+            value=search.goals.quality_of(best),
             params=best.params,
         ),
-        candidate=None
-        if search.candidate_run_key is None
-        else Candidate(f"{model_name(experiment, search)}-candidates", search.candidate_version),
+        candidate=_find_candidate(search, experiment, search.candidate_run_key),
         seeds=Finals(search).summary(),
+        pareto=tuple(_find_members(search, experiment)) if search.goals.is_multi else (),
     )
+
+
+def _find_members(search: Search, experiment: str) -> Iterator[Member]:
+    names = [one.name for one in search.goals.objectives]
+    for trial in search.members():
+        key = trial.user_attrs["run_key"]
+        values = dict(zip(names, trial.values, strict=True))
+        yield Member(trial.number, key, values, _find_candidate(search, experiment, key))
+
+
+def _find_candidate(search: Search, experiment: str, run_key: str | None) -> Candidate | None:
+    """Returns the candidate that a run's network is registered as; None if it is not."""
+    versions = search.other_candidates
+    if search.candidate_run_key is not None:
+        versions = versions | {search.candidate_run_key: search.candidate_version}
+    if run_key is None or run_key not in versions:
+        return None
+    return Candidate(f"{model_name(experiment, search)}-candidates", versions[run_key])
 
 
 def note_delivered(search: Search, sink: MlflowSink, *, ask: bool) -> None:
@@ -154,6 +191,9 @@ def note_delivered(search: Search, sink: MlflowSink, *, ask: bool) -> None:
             version = find_version(key)
             if version is not None:
                 search.note_candidate_version(version)
+        for other, known in search.other_candidates.items():
+            if known is None and (version := find_version(other)) is not None:
+                search.note_other_candidate(other, version)
 
 
 def runs_url(server_url: str, experiment_id: str, objective: str) -> str:
@@ -189,9 +229,10 @@ def leaderboard(result: SweepResult) -> str:
         best = "-" if one.best is None else f"{one.best.value:.4f}"
         lines.append(
             f"{one.architecture:<14}{best:>10}  {one.objective:<14}{one.n_complete:>9}"
-            f"{one.n_pruned:>8}{one.n_failed:>8}  {_candidate(one)}"
+            f"{one.n_pruned:>8}{one.n_failed:>8}  {_name_candidate(one.candidate)}"
         )
     for one in rows:
+        lines += _pareto_lines(one)
         if one.seeds is not None:
             lines.append(
                 f"{one.architecture}: {one.objective} over {one.seeds.n} seeds "
@@ -229,12 +270,23 @@ def next_steps(result: SweepResult, settings: Settings) -> str:
     return "\n".join(lines)
 
 
+def _pareto_lines(one: StudyResult) -> Iterator[str]:
+    """Yields the table of a Pareto set."""
+    if not one.pareto:
+        return
+    yield f"{one.architecture}: {len(one.pareto)} trials that no other beats in every objective"
+    yield f"{'trial':>7}" + "".join(f"{name:>16}" for name in one.pareto[0].values) + "  candidate"
+    for member in one.pareto:
+        values = "".join(f"{value:>16.6g}" for value in member.values.values())
+        yield f"{member.number:>7}{values}  {_name_candidate(member.candidate)}"
+
+
 def _value(one: StudyResult) -> float:
     return float("-inf") if one.best is None else one.best.value
 
 
-def _candidate(one: StudyResult) -> str:
-    if one.candidate is None:
+def _name_candidate(candidate: Candidate | None) -> str:
+    if candidate is None:
         return "-"
-    version = "not delivered" if one.candidate.version is None else one.candidate.version
-    return f"{one.candidate.name} {version}"
+    version = "not delivered" if candidate.version is None else candidate.version
+    return f"{candidate.name} {version}"

@@ -18,15 +18,20 @@ from optuna.trial import FrozenTrial, TrialState
 
 from experiments.architectures import Description, Params
 from experiments.config import SweepConfig
+from experiments.goals import METRICS, Goals, goals_of, to_attrs
+from experiments.ledger import Ledger
 from experiments.samplers import build_pruner, build_sampler
-from experiments.space import fits, grid_cell
-from experiments.studies import find_studies
+from experiments.space import grid_cell
 from experiments.trial import TrialResult
+from experiments.warm_start import find_warm_params
 from mlops.errors import UsageError
 
 MAX_ATTEMPTS = 3
-N_WARM_TRIALS = 5
-"""Trials of an earlier study that are tried first."""
+STATES = {
+    "complete": TrialState.COMPLETE,
+    "pruned": TrialState.PRUNED,
+    "failed": TrialState.FAIL,
+}
 
 optuna.logging.set_verbosity(optuna.logging.ERROR)
 
@@ -49,7 +54,7 @@ class Ask:
 
 @dataclass(frozen=True, slots=True)
 class Tally:
-    """How a study stands. `value` is the best trial's objective."""
+    """How a study stands. `value` is the best trial's quality."""
 
     target: int
     n_complete: int
@@ -63,7 +68,11 @@ class Tally:
 
 
 class Search:
-    """One study of one architecture, opened by one driver at a time."""
+    """One study of one architecture, opened by one driver at a time.
+
+    Attributes:
+        goals: What its trials are compared by.
+    """
 
     def __init__(
         self, study: optuna.Study, description: Description, config: SweepConfig, resumed: bool
@@ -72,8 +81,11 @@ class Search:
         self.description = description
         self.config = config
         self.resumed = resumed
+        self.goals: Goals = goals_of(config, description)
         self._space = description.distributions()
         self._resolved = config.resolved()
+        self._storage = study._storage
+        self._ledger = Ledger(self.goals, study.get_trials(deepcopy=False))
 
     @property
     def name(self) -> str:
@@ -104,21 +116,22 @@ class Search:
 
     def ask(self) -> Ask | None:
         """Proposes the next trial, or None when enough are finished or under way."""
-        trials = self.study.get_trials(deepcopy=False)
-        if self._has_enough(trials):
+        if self.has_enough:
             return None
-        if self._resolved.sampler == "grid" and not _waiting(trials):
-            self._enqueue_cell(trials)
+        ledger = self._ledger
+        if self._resolved.sampler == "grid" and not ledger.count(TrialState.WAITING):
+            self._enqueue_cell()
         # A sampler as fresh as the trial: what is proposed depends on the trials so far, and not on
         # how often the sweep was interrupted. One that lives on would begin its stream again.
         self.study.sampler = build_sampler(
             self._resolved,
-            new_seed(self.config.seed, self.description.name, "sampler", len(trials)),
+            new_seed(self.config.seed, self.description.name, "sampler", ledger.n_trials),
         )
         trial = self.study.ask(self._space)
         attrs = trial.user_attrs
         seed = attrs.get("seed", self._seed(trial.number))
         trial.set_user_attr("seed", seed)
+        self._note(trial._trial_id)
         return Ask(
             trial_id=trial._trial_id,
             number=trial.number,
@@ -131,53 +144,62 @@ class Search:
     @property
     def has_enough(self) -> bool:
         """Tells whether no more trials are wanted, counting those under way."""
-        return self._has_enough(self.study.get_trials(deepcopy=False))
-
-    def _has_enough(self, trials: list[FrozenTrial]) -> bool:
-        counted = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.RUNNING)
-        n_counted = sum(trial.state in counted for trial in trials)
+        n_counted = self._ledger.count(TrialState.COMPLETE, TrialState.PRUNED, TrialState.RUNNING)
         if self.gave_up is not None or n_counted >= self.config.trials:
             return True
-        if self._resolved.sampler != "grid" or _waiting(trials):
+        if self._resolved.sampler != "grid" or self._ledger.count(TrialState.WAITING):
             return False
-        return self._next_cell(trials) is None
+        return self._next_cell() is None
 
-    def _next_cell(self, trials: list[FrozenTrial]) -> tuple[int, Params] | None:
+    def _next_cell(self) -> tuple[int, Params] | None:
         """Returns the first cell of the grid that was not asked for; None past the last one."""
-        index = 1 + max((trial.user_attrs.get("cell", -1) for trial in trials), default=-1)
+        index = 1 + self._ledger.last_cell
         seed = new_seed(self.config.seed, self.description.name, "grid")
         cell = grid_cell(self._space, seed, index)
         return None if cell is None else (index, cell)
 
-    def _enqueue_cell(self, trials: list[FrozenTrial]) -> None:
-        found = self._next_cell(trials)
-        assert found is not None  # `_has_enough` says so of a grid that is used up
+    def _enqueue_cell(self) -> None:
+        found = self._next_cell()
+        assert found is not None  # `has_enough` says so of a grid that is used up
         index, cell = found
-        self.study.enqueue_trial(cell, user_attrs={"cell": index})
+        self._enqueue(cell, {"cell": index})
+
+    def _enqueue(self, params: Params, attrs: dict[str, Any]) -> None:
+        """Makes a trial with these params the next to be asked for, but for those that wait."""
+        # As `Study.enqueue_trial` does, which does not say what number the trial has.
+        template = optuna.trial.create_trial(
+            state=TrialState.WAITING, system_attrs={"fixed_params": params}, user_attrs=attrs
+        )
+        self._note(self._storage.create_new_trial(self.study._study_id, template))
+
+    def _note(self, trial_id: int) -> None:
+        self._ledger.note(self._storage.get_trial(trial_id))
 
     def set_run_key(self, ask: Ask, run_key: str) -> None:
-        self.study._storage.set_trial_user_attr(ask.trial_id, "run_key", run_key)
+        self._storage.set_trial_user_attr(ask.trial_id, "run_key", run_key)
 
     def tell(self, number: int, result: TrialResult) -> None:
         """Writes down how a trial ended. A trial that was told already stays as it is."""
-        state = {
-            "complete": TrialState.COMPLETE,
-            "pruned": TrialState.PRUNED,
-            "failed": TrialState.FAIL,
-        }[result.state]
-        value = result.value if state is TrialState.COMPLETE else None
+        state = STATES[result.state]
+        trial_id = self._trial(number)._trial_id
         attrs = {
             "weights_sha256": result.weights_sha256,
             "best_epoch": result.best_epoch,
             "reason": result.reason,
+            METRICS: None if self.goals.are_plain else result.metrics,
         }
-        for key, attr in attrs.items():
-            if attr is not None:
-                with contextlib.suppress(optuna.exceptions.UpdateFinishedTrialError):
-                    self.study._storage.set_trial_user_attr(
-                        self._trial(number)._trial_id, key, attr
-                    )
-        self.study.tell(number, value, state=state, skip_if_finished=True)
+        with contextlib.suppress(optuna.exceptions.UpdateFinishedTrialError):
+            for key, attr in attrs.items():
+                if attr is not None:
+                    self._storage.set_trial_user_attr(trial_id, key, attr)
+        values = None
+        if state is TrialState.COMPLETE:
+            assert result.value is not None
+            values = self.goals.values(
+                {self.goals.quality.name: result.value, **(result.metrics or {})}
+            )
+        self.study.tell(number, values, state=state, skip_if_finished=True)
+        self._note(trial_id)
 
     def retry(self, number: int, reason: str, *, charge: bool) -> bool:
         """Fails a trial whose process is gone, and enqueues the same params and seed afresh.
@@ -199,9 +221,10 @@ class Search:
             self.tell(number, TrialResult("failed", None, None, None, reason=reason))
             return False
         self.study.tell(number, state=TrialState.FAIL, skip_if_finished=True)
-        self.study.enqueue_trial(
+        self._note(trial._trial_id)
+        self._enqueue(
             trial.params,
-            user_attrs={
+            {
                 "seed": trial.user_attrs.get("seed", self._seed(number)),
                 "retry_of": number,
                 "origin": trial.user_attrs.get("origin", number),
@@ -215,22 +238,26 @@ class Search:
         return bool(self._trial(number).user_attrs.get("started"))
 
     def tally(self) -> Tally:
-        trials = self.study.get_trials(deepcopy=False)
-        count = {state: sum(t.state is state for t in trials) for state in TrialState}
-        best = self.best()
+        ledger, best = self._ledger, self.best()
         return Tally(
             target=self.config.trials,
-            n_complete=count[TrialState.COMPLETE],
-            n_pruned=count[TrialState.PRUNED],
+            n_complete=ledger.count(TrialState.COMPLETE),
+            n_pruned=ledger.count(TrialState.PRUNED),
             # An attempt that was made again is part of the trial that replaced it.
-            n_failed=count[TrialState.FAIL] - sum("retry_of" in t.user_attrs for t in trials),
-            value=None if best is None else best.value,
+            n_failed=ledger.count(TrialState.FAIL) - ledger.n_retries,
+            value=None if best is None else self.goals.quality_of(best),
         )
 
     def best(self) -> FrozenTrial | None:
-        """Returns the complete trial with the highest value, the earliest of equals."""
-        complete = self.study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
-        return max(complete, key=lambda t: (t.values[0], -t.number), default=None)
+        """Returns the complete trial with the best quality, the earliest of equals.
+
+        Only trials that keep all requirements count.
+        """
+        return next(iter(self._ledger.best), None)
+
+    def members(self) -> tuple[FrozenTrial, ...]:
+        """Returns the trials that no other beats, best quality first: with one objective one."""
+        return tuple(self._ledger.best)
 
     def set_candidate(self, run_key: str) -> None:
         """Notes that a run's network is registered (its version follows when delivered)."""
@@ -251,6 +278,19 @@ class Search:
     def candidate_version(self) -> int | None:
         """The candidate's version; None while it is not delivered."""
         return self.study.user_attrs.get("candidate_version")
+
+    @property
+    def other_candidates(self) -> dict[str, int | None]:
+        """Members of the Pareto set that are registered beside the candidate: versions by run key.
+
+        A version is None while it is not delivered.
+        """
+        found: dict[str, int | None] = self.study.user_attrs.get("other_candidates", {})
+        return found
+
+    def note_other_candidate(self, run_key: str, version: int | None) -> None:
+        """Notes that a member is registered, and its version once it is delivered."""
+        self.study.set_user_attr("other_candidates", {**self.other_candidates, run_key: version})
 
     @property
     def best_run_id(self) -> str | None:
@@ -275,14 +315,10 @@ class Search:
     @property
     def gave_up(self) -> str | None:
         """Why no more trials are asked for, if so many failed that something else is wrong."""
-        failed = [
-            t
-            for t in self.study.get_trials(deepcopy=False, states=(TrialState.FAIL,))
-            if "reason" in t.user_attrs
-        ]
-        if len(failed) < max(3, self.config.trials // 2):
+        ledger = self._ledger
+        if ledger.n_errors < max(3, self.config.trials // 2):
             return None
-        return f"{len(failed)} trials failed, the last with: {failed[-1].user_attrs['reason']}"
+        return f"{ledger.n_errors} trials failed, the last with: {ledger.last_error}"
 
     @property
     def stop_requested(self) -> bool:
@@ -290,14 +326,13 @@ class Search:
         return bool(self.study.user_attrs.get("stop"))
 
     def _trial(self, number: int) -> FrozenTrial:
-        return self.study.get_trials(deepcopy=False)[number]
+        study_id = self.study._study_id
+        return self._storage.get_trial(
+            self._storage.get_trial_id_from_study_id_trial_number(study_id, number)
+        )
 
     def _seed(self, number: int) -> int:
         return new_seed(self.config.seed, self.description.name, number)
-
-
-def _waiting(trials: list[FrozenTrial]) -> bool:
-    return any(trial.state is TrialState.WAITING for trial in trials)
 
 
 def new_seed(*of: object) -> int:
@@ -324,7 +359,7 @@ def open_search(
     study = optuna.create_study(
         study_name=name,
         storage=storage,
-        direction="maximize",
+        directions=goals_of(config, description).directions,
         load_if_exists=True,
         pruner=build_pruner(config.resolved()),
     )
@@ -340,6 +375,7 @@ def open_search(
         described = {
             "description": dataclasses.asdict(description),
             "target": config.trials,
+            **to_attrs(config),
             **attrs,
         }
         for key, value in sorted(described.items(), key=lambda item: item[0] == "run_key"):
@@ -378,33 +414,6 @@ def _first_params(
     if config.warm_start is not None:
         warm = find_warm_params(storage, config.warm_start, description)
     return warm if config.resolved().sampler == "grid" else [*warm, description.baseline]
-
-
-def find_warm_params(
-    storage: optuna.storages.RDBStorage, wanted: str, description: Description
-) -> list[Params]:
-    """Returns the params of an earlier study's best trials that lie inside the space, best first.
-
-    A param that the earlier study did not search has its baseline's value; one that is not searched
-    any more is left out.
-
-    Args:
-        wanted: Name of a study or of a sweep.
-        description: Of the architecture; only a study of the same one counts.
-    """
-    space = description.distributions()
-    complete: list[FrozenTrial] = []
-    for record in find_studies(storage):
-        if wanted in (record.name, record.sweep) and (record.architecture_path == description.path):
-            study = optuna.load_study(study_name=record.name, storage=storage)
-            complete += study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
-    complete.sort(key=lambda trial: -trial.values[0])
-    found: list[Params] = []
-    for trial in complete:
-        params = {name: trial.params.get(name, description.baseline[name]) for name in space}
-        if fits(space, params) and params not in found:
-            found.append(params)
-    return found[:N_WARM_TRIALS]
 
 
 def reopen_search(storage: optuna.storages.RDBStorage, name: str, config: SweepConfig) -> Search:

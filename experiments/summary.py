@@ -9,29 +9,37 @@ from typing import Any
 
 from optuna.trial import TrialState
 
+from experiments.goals import METRICS
+from experiments.pareto import write_pareto
 from experiments.study import Search
 
 
 def write_trials(search: Search, path: Path) -> None:
-    """Writes the study's trials as CSV: number, state, value, seconds, params."""
+    """Writes the study's trials as CSV: number, state, quality, seconds, measurements, params."""
     trials = search.study.get_trials(deepcopy=False)
     names = sorted({name for trial in trials for name in trial.params})
+    goals = search.goals
+    metrics = [one.name for one in goals.objectives] + [one.metric for one in goals.requirements]
+    metrics = [] if goals.are_plain else list(dict.fromkeys(metrics))
+    head = ["number", "state", "value", "duration_s", "best_epoch", "seed", "retry_of"]
     with path.open("w", newline="") as file:
         writer = csv.writer(file)
-        writer.writerow(
-            ["number", "state", "value", "duration_s", "best_epoch", "seed", "retry_of", *names]
-        )
+        writer.writerow([*head, *metrics, *names])
         for trial in trials:
             attrs = trial.user_attrs
+            is_complete = trial.state is TrialState.COMPLETE
+            measured = goals.metrics_of(trial) if is_complete else attrs.get(METRICS, {})
+            told = trial.values[0] if trial.values and len(trial.values) == 1 else None
             writer.writerow(
                 [
                     trial.number,
                     trial.state.name.lower(),
-                    trial.value,
+                    goals.quality_of(trial) if is_complete else told,
                     None if trial.duration is None else round(trial.duration.total_seconds(), 3),
                     attrs.get("best_epoch"),
                     attrs.get("seed"),
                     attrs.get("retry_of"),
+                    *(measured.get(name) for name in metrics),
                     *(trial.params.get(name) for name in names),
                 ]
             )
@@ -45,7 +53,8 @@ def plot_history(search: Search, path: Path) -> None:
     from matplotlib.figure import Figure
 
     trials = search.study.get_trials(deepcopy=False)
-    complete = [(t.number, t.value) for t in trials if t.state is TrialState.COMPLETE]
+    quality_of = search.goals.quality_of
+    complete = [(t.number, quality_of(t)) for t in trials if t.state is TrialState.COMPLETE]
     pruned = [
         (t.number, max(t.intermediate_values.values()))
         for t in trials
@@ -79,8 +88,16 @@ def summarise(search: Search) -> dict[str, Any]:
         "n_failed": tally.n_failed,
         "best": None
         if best is None
-        else {"number": best.number, "value": best.value, "params": best.params},
+        else {"number": best.number, "value": tally.value, "params": best.params},
+        **({} if search.goals.are_plain else {"pareto": _members(search)}),
     }
+
+
+def _members(search: Search) -> list[dict[str, Any]]:
+    return [
+        {"number": one.number, "metrics": search.goals.metrics_of(one), "params": one.params}
+        for one in search.members()
+    ]
 
 
 def describe_in_words(search: Search) -> str:
@@ -90,17 +107,37 @@ def describe_in_words(search: Search) -> str:
         f"Study `{search.name}`: {tally.n_complete} complete, {tally.n_pruned} pruned, "
         f"{tally.n_failed} failed."
     ]
+    if search.goals.requirements:
+        required = ", ".join(f"`{one}`" for one in search.goals.requirements)
+        lines.append(f"\nRequired: {required}.")
     if best is not None:
         lines.append(
-            f"\nBest: trial {best.number}, {search.description.objective} {best.value:.4f}."
+            f"\nBest: trial {best.number}, {search.description.objective} {tally.value:.4f}."
         )
         lines += ["", "| param | value |", "|---|---|"]
         lines += [f"| {name} | {_short(value)} |" for name, value in best.params.items()]
+    elif tally.n_complete:
+        lines.append("\nNo trial kept what is required.")
+    if search.goals.is_multi:
+        lines += ["", "No other trial is better in one of these and no worse in the others:", ""]
+        names = [one.name for one in search.goals.objectives]
+        lines += [f"| trial | {' | '.join(names)} |", "|---" * (1 + len(names)) + "|"]
+        for one in search.members():
+            values = " | ".join(_short(value) for value in one.values)
+            lines.append(f"| {one.number} | {values} |")
     return "\n".join(lines)
 
 
 def write_summary(search: Search, folder: Path) -> None:
-    """Writes trials.csv, optimization_history.png and summary.json into a folder."""
+    """Writes trials.csv, optimization_history.png and summary.json into a folder.
+
+    With several objectives, or with requirements, pareto.csv and pareto.png too.
+    """
+    goals = search.goals
+    if not goals.are_plain:
+        complete = search.study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+        points = [goals.point(trial) for trial in complete]
+        write_pareto(folder, search.name, points, goals.objectives, goals.requirements)
     write_trials(search, folder / "trials.csv")
     plot_history(search, folder / "optimization_history.png")
     (folder / "summary.json").write_text(json.dumps(summarise(search), indent=2))

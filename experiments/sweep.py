@@ -67,6 +67,7 @@ def run_sweep(
     """
     import numpy as np
 
+    from experiments.beat import beating
     from experiments.progress import open_progress
     from experiments.storage import open_storage
     from mlops.dataset_store import open_dataset_store
@@ -102,6 +103,7 @@ def run_sweep(
             _open_driver(config, settings, dataset, sweep_id, cluster, progress, server_url)
         )
         driver.open_studies(storage, descriptions)
+        stack.enter_context(beating(driver.studies))
         interrupted = driver.search(began) or driver.retrain()
         return driver.finish(began, interrupted)
 
@@ -180,6 +182,8 @@ def _choose_sweep(
     from experiments.studies import find_studies, home_of, is_locked, lock_sweep
 
     sweep = config.study
+    if sweep is not None:
+        _check_not_elsewhere(sweep, settings, storage, progress)
     if sweep is None:
         wanted = set(config.fingerprints(dataset.fingerprint).values())
         for record in reversed(find_studies(storage)):
@@ -203,6 +207,30 @@ def _choose_sweep(
             sweep += "b"
     with lock_sweep(settings.home, sweep):
         yield sweep
+
+
+def _check_not_elsewhere(sweep: str, settings: Settings, storage: Any, progress: Progress) -> None:
+    """Refuses a sweep that a driver of another home drives now.
+
+    Raises:
+        MlopsError: it is under way there.
+    """
+    from experiments.beat import SILENT_S, is_beating
+    from experiments.studies import find_studies, home_of
+
+    records = [record for record in find_studies(storage) if record.sweep == sweep]
+    homes = {record.home for record in records} - {home_of(settings)}
+    if not homes:
+        return
+    home = " and ".join(sorted(homes))
+    progress.note(
+        f"{sweep} was begun in {home}; looking for {SILENT_S:.0f} s whether it is under way there."
+    )
+    if is_beating(storage, sweep):
+        raise MlopsError(
+            f"the sweep {sweep!r} is under way in another home: {home}. "
+            "Wait for it, or give another --study."
+        )
 
 
 @contextlib.contextmanager

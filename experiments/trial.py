@@ -20,12 +20,15 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal
 
-from experiments.architectures import Architecture, Params, open_architecture
+from experiments.architectures import Params, open_architecture
 from experiments.checkpoint import Checkpoint
+from experiments.goals import Goals
+from experiments.objectives import measure_costs
 from experiments.training import OnEpoch, Trained, train
 from mlops.data import Dataset
 from mlops.dataset_store import open_dataset_store
 from mlops.journal import Journal
+from mlops.system_metrics import SystemMetrics
 from mlops.tracking import Run, Status
 
 THREADS_VARIABLE = "_MLOPS_WORKER_THREADS"
@@ -60,13 +63,20 @@ class Training:
 
 @dataclass(frozen=True, slots=True)
 class TrialTask:
-    """A training that is a trial: reported to its study, and pruned."""
+    """A training that is a trial: reported to its study, and pruned.
+
+    Attributes:
+        goals: What the study compares its trials by.
+        to_beat: The best quality when the trial began: a worse network need not be kept.
+    """
 
     training: Training
     study: str
     study_url: str
     trial_id: int
     pruner: Any
+    goals: Goals
+    to_beat: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +101,8 @@ class TrialResult:
         value: The objective at the best epoch; None if there is none.
         best_epoch: From 0.
         weights_sha256: Hash of the best epoch's weights.
-        saved: Whether the network was saved, being the best so far.
+        saved: Whether the network was kept, being the best so far.
+        metrics: What was measured: the metrics of the best epoch, and what the network costs.
     """
 
     state: Literal["complete", "pruned", "failed"]
@@ -100,14 +111,20 @@ class TrialResult:
     weights_sha256: str | None
     saved: bool = False
     reason: str | None = None
+    metrics: dict[str, float] | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Fitted:
-    """A network that was trained, and what writes it to a file."""
+    """A network that was trained, what writes it to a file, and what measures its costs there.
+
+    Attributes:
+        measure: Takes the file and the names of the costs that are wanted.
+    """
 
     trained: Trained
     save: Callable[[Path], None]
+    measure: Callable[[Path, tuple[str, ...]], dict[str, float]] = lambda *_: {}
 
 
 Fit = Callable[[Training, OnEpoch, bool], Fitted]
@@ -129,7 +146,21 @@ def fit_network(training: Training, on_epoch: OnEpoch, refit: bool) -> Fitted:
         on_epoch=on_epoch,
         checkpoint=Checkpoint(training.checkpoint, _key(training, refit), CHECKPOINT_EVERY_S),
     )
-    return Fitted(trained, functools.partial(_save, architecture, trained))
+
+    @functools.cache
+    def package() -> Any:
+        return architecture.to_package(trained.model)
+
+    def save(path: Path) -> None:
+        from mlops.packaging import save_network
+
+        path.parent.mkdir(parents=True, exist_ok=True)
+        save_network(package(), path)
+
+    def measure(path: Path, wanted: tuple[str, ...]) -> dict[str, float]:
+        return measure_costs(package(), path, dataset.x[:1], wanted)
+
+    return Fitted(trained, save, measure)
 
 
 def _key(training: Training, refit: bool) -> str:
@@ -162,10 +193,11 @@ def _tell(training: Training, run_it: Callable[[Run], TrialResult]) -> TrialResu
     """Runs a training and ends its run as it went."""
     with Journal(training.journal_folder, training.name) as journal:
         run = Run(journal, training.run_key)
-        try:
-            result = run_it(run)
-        except Exception as err:
-            result = TrialResult("failed", None, None, None, reason=_reason(err))
+        with SystemMetrics(run.log_metrics):
+            try:
+                result = run_it(run)
+            except Exception as err:
+                result = TrialResult("failed", None, None, None, reason=_reason(err))
         tags = {"mlops.weights_sha256": result.weights_sha256, "mlops.failure": result.reason}
         run.set_tags({name: value for name, value in tags.items() if value is not None})
         if result.state == "pruned":
@@ -176,39 +208,55 @@ def _tell(training: Training, run_it: Callable[[Run], TrialResult]) -> TrialResu
 
 
 def _run_trial(task: TrialTask, run: Run, fit: Fit) -> TrialResult:
-    import optuna
-
-    training = task.training
-    storage = _open_storage(task.study_url)
-    study = optuna.load_study(study_name=task.study, storage=storage, pruner=task.pruner)
-    trial = optuna.trial.Trial(study, task.trial_id)
+    training, goals = task.training, task.goals
+    trial = _open_trial(task)
     # From here on a death of this process is this trial's own; before, it was a neighbour's.
     trial.set_user_attr("started", True)
 
     def on_epoch(epoch: int, metrics: dict[str, float]) -> bool:
         run.log_metrics(metrics, step=epoch)
         value = metrics[training.objective]
-        if not math.isfinite(value):
-            return False
+        if goals.is_multi or not math.isfinite(value):
+            return False  # Optuna prunes by one objective only
         trial.report(value, epoch)
         return trial.should_prune() and epoch < training.epochs - 1
 
     fitted = fit(training, on_epoch, False)
     trained = fitted.trained
     _log_before(run, trained)
-    if trained.value is None:
+    if trained.value is None or trained.best_epoch is None:
         return _not_finite(trained)
     _log_best(run, training.objective, trained)
-    saved = not trained.stopped and trained.value >= _best_so_far(study)
-    if saved:
+    metrics = dict(trained.history[trained.best_epoch])
+    if goals.costs:
+        fitted.save(training.network)
+        costs = fitted.measure(training.network, goals.costs)
+        run.log_metrics(costs, step=0)
+        metrics |= costs
+    for one in goals.requirements:
+        trial.set_constraint(str(one), one.violation(metrics))
+    is_kept = not trained.stopped and goals.are_met(metrics)
+    is_kept = is_kept and (goals.is_multi or trained.value >= task.to_beat)
+    if not is_kept:
+        training.network.unlink(missing_ok=True)
+    elif not goals.costs:
         fitted.save(training.network)
     return TrialResult(
         "pruned" if trained.stopped else "complete",
         trained.value,
         trained.best_epoch,
         trained.weights_sha256,
-        saved,
+        is_kept,
+        metrics=metrics,
     )
+
+
+def _open_trial(task: TrialTask) -> Any:
+    import optuna
+
+    storage = _open_storage(task.study_url)
+    study = optuna.load_study(study_name=task.study, storage=storage, pruner=task.pruner)
+    return optuna.trial.Trial(study, task.trial_id)
 
 
 def _run_final(task: FinalTask, run: Run, fit: Fit) -> TrialResult:
@@ -248,20 +296,6 @@ def _log_best(run: Run, objective: str, trained: Trained) -> None:
     run.log_metrics(best, step=0)
 
 
-def _save(architecture: Architecture, trained: Trained, path: Path) -> None:
-    from mlops.packaging import save_network
-
-    path.parent.mkdir(parents=True, exist_ok=True)
-    save_network(architecture.to_package(trained.model), path)
-
-
-def _best_so_far(study: Any) -> float:
-    from optuna.trial import TrialState
-
-    finished = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
-    return max((trial.value for trial in finished), default=-math.inf)
-
-
 def _reason(err: Exception) -> str:
     first = str(err).strip().split("\n", 1)[0]
     return f"{type(err).__name__}: {first}"[:500]
@@ -269,9 +303,15 @@ def _reason(err: Exception) -> str:
 
 @functools.lru_cache(maxsize=1)
 def _open_storage(url: str) -> Any:
+    """Returns the storage with the cache that Optuna puts before it: one for all trials.
+
+    Each `load_study` would make another, and the pruner read all earlier trials into it.
+    """
+    import optuna
+
     from experiments.storage import open_storage
 
-    return open_storage(url)
+    return optuna.storages.get_storage(open_storage(url))
 
 
 @functools.lru_cache(maxsize=1)

@@ -96,6 +96,25 @@ def test_a_wrong_field_is_named_with_what_is_expected(
         ({"objective": "acuracy"}, "did you mean 'accuracy'?"),
         ({"sampler": "tpee"}, "--sampler 'tpee' is unknown; expected one of auto, tpe"),
         ({"pruner": "medain"}, "did you mean 'median'?"),
+        ({"objectives": ("val_acuracy",)}, "did you mean 'val_accuracy'?"),
+        ({"objectives": ("latency_ms",)}, "--objectives: no objective of quality is named"),
+        ({"require": ("latency_ms<",)}, "--require 'latency_ms<' is not of the form"),
+        (
+            {"objectives": ("val_accuracy",), "objective": "macro_f1"},
+            "--objective macro_f1 and --objectives val_accuracy differ",
+        ),
+        (
+            {"objectives": ("val_accuracy", "n_weights"), "pruner": "median"},
+            "--pruner median cannot judge by several objectives",
+        ),
+        (
+            {"objectives": ("val_accuracy", "n_weights"), "sampler": "cmaes"},
+            "--sampler cmaes knows nothing of several objectives",
+        ),
+        (
+            {"require": ("n_weights<10",), "sampler": "cmaes"},
+            "--sampler cmaes knows nothing of --require",
+        ),
         ({"pruner": None}, "--pruner None is unknown"),
         ({"label": "x" * 10**6 + "\udcff"}, "xxx…."),
     ],
@@ -142,6 +161,8 @@ def test_what_auto_stands_for_follows_from_trials_and_epochs() -> None:
     assert change(trials=59).resolved().pruner == "median"
     assert change(trials=60).resolved().pruner == "hyperband"
     assert change(trials=60, epochs=3).resolved().pruner == "none"
+    assert change(objectives=("val_accuracy", "n_weights")).resolved().pruner == "none"
+    assert change(objectives=("val_accuracy", "val_elbo")).resolved().pruner == "median"
     assert CONFIG.resolved().sampler == "tpe"
     chosen = change(sampler="grid", pruner="halving")
     assert chosen.resolved() == chosen
@@ -172,6 +193,8 @@ def test_what_decides_no_trial_of_a_study_does_not_change_its_fingerprint(
         {"epochs": 5},
         {"threads": 2},
         {"objective": "macro_f1"},
+        {"objectives": ("val_accuracy", "n_weights")},
+        {"require": ("n_weights<10",)},
         {"sampler": "random"},
         {"pruner": "none"},
         {"pruner": "hyperband"},

@@ -25,6 +25,8 @@ data_dir = "archives"
 split_seed = 3
 architectures = ["cnn", "module:Own"]
 objective = "macro_f1"
+objectives = ["val_macro_f1"]
+require = ["latency_ms<5"]
 trials = 60
 epochs = 5
 sampler = "random"
@@ -300,6 +302,7 @@ configs = st.builds(
     split_seed=st.integers(0, 2**64 - 1),
     architectures=lists(st.sampled_from([*BUILT_IN, "m:A", "m.n:B"]), least=1),
     objective=st.sampled_from(["accuracy", "balanced_accuracy", "macro_f1"]),
+    objectives=st.sampled_from([(), ("val_elbo",)]),
     trials=st.integers(1, 100),
     epochs=st.integers(1, 100),
     sampler=st.sampled_from(["auto", "tpe", "random", "grid", "cmaes"]),

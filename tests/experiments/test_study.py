@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import sqlalchemy
 from optuna.distributions import (
     CategoricalDistribution,
     FloatDistribution,
@@ -213,6 +214,70 @@ def test_an_interrupted_study_proposes_what_an_uninterrupted_one_would(tmp_path:
     whole = proposals("whole", 1)
     assert proposals("parts", 3) == whole
     assert len(set(whole)) == 12
+
+
+def measured(accuracy: float, n_weights: float) -> TrialResult:
+    metrics = {"val_accuracy": accuracy, "n_weights": n_weights}
+    return TrialResult("complete", accuracy, 0, "00", metrics=metrics)
+
+
+def tell_all(search: Search, *results: TrialResult) -> None:
+    for result in results:
+        ask = search.ask()
+        assert ask is not None
+        search.tell(ask.number, result)
+
+
+def test_with_several_objectives_the_best_are_a_pareto_set_after_a_resume_too(
+    opener: Opener,
+) -> None:
+    options: dict[str, Any] = {"trials": 5, "objectives": ("n_weights", "val_accuracy")}
+    search = opener(**options)
+    tell_all(search, measured(0.8, 10), measured(0.9, 30), measured(0.85, 40), measured(0.7, 10))
+    for one in (search, opener(**options)):
+        assert [trial.number for trial in one.members()] == [1, 0]
+        assert one.tally().value == 0.9
+    assert search.study.trials[1].values == [30, 0.9]
+
+
+def test_a_trial_that_misses_a_requirement_is_never_the_best_and_still_counts(
+    opener: Opener,
+) -> None:
+    search = opener(trials=3, require=("n_weights<20",))
+    tell_all(search, measured(0.9, 30))
+    assert search.best() is None
+    tell_all(search, measured(0.8, 10), measured(0.95, 20))
+    for one in (search, opener(trials=3, require=("n_weights<20",))):
+        best = one.best()
+        assert best is not None and best.number == 1
+        assert one.tally().n_complete == 3
+        assert one.ask() is None
+
+
+def test_a_trial_costs_the_same_however_many_there_are(opener: Opener) -> None:
+    search = opener(trials=400, sampler="random", pruner="none")
+
+    def count_rows() -> int:
+        """Counts what one trial's ask and tell read of the database, row by row."""
+        read: list[str] = []
+
+        def hear(_: Any, __: Any, statement: str, *___: Any) -> None:
+            read.append(statement)
+
+        engine = search._storage._backend.engine
+        sqlalchemy.event.listen(engine, "before_cursor_execute", hear)
+        try:
+            finish(search)
+            search.tally(), search.best(), search.has_enough
+        finally:
+            sqlalchemy.event.remove(engine, "before_cursor_execute", hear)
+        return len(read)
+
+    finish(search)  # the baseline, which was enqueued
+    early = count_rows()
+    for _ in range(60):
+        finish(search)
+    assert count_rows() == early
 
 
 def test_so_many_failures_that_something_else_is_wrong_end_the_study(opener: Opener) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import dataclasses
 import json
 import os
@@ -22,6 +23,7 @@ from experiments import run_sweep
 from experiments.cluster import Cluster
 from experiments.config import SweepConfig
 from experiments.config_file import load_config, read_options
+from experiments.results import leaderboard
 from experiments.study import Tally
 from mlops.errors import DataError, UsageError
 from mlops.inputs import Column
@@ -480,3 +482,49 @@ def test_the_candidate_is_the_refit_of_the_median_of_fresh_seeds(
     assert parents[0].data.metrics["seeds_mean_val_macro_f1"] == pytest.approx(study.seeds.mean)
     folder = client.download_artifacts(refit.info.run_id, "model", str(tmp_path))
     assert check_model_folder(Path(folder)).architecture == "dnn"
+
+
+def test_a_pareto_set_is_shown_logged_and_becomes_candidates(
+    tracking: Tracking, workers: Cluster, client: Any, tmp_path: Path
+) -> None:
+    config = dataclasses.replace(
+        QUICK,
+        trials=5,
+        epochs=3,
+        experiment="pareto",
+        objectives=("val_accuracy", "n_weights", "latency_ms"),
+        require=("size_bytes<1e9",),
+    )
+    result = run_sweep(config, settings=tracking.settings, cluster=workers, progress=Notes())
+    (study,) = result.studies
+    assert study.n_complete == 5 and study.best is not None
+    assert study.pareto[0].number == study.best.number
+    qualities = [member.values["val_accuracy"] for member in study.pareto]
+    assert qualities == sorted(qualities, reverse=True)
+    assert all(member.values["latency_ms"] > 0 for member in study.pareto)
+    versions = {member.candidate.version for member in study.pareto if member.candidate}
+    assert len(versions) == len(study.pareto) and None not in versions
+    (parent,), children = runs_of(client, result.sweep_id)
+    for name in ("pareto.csv", "pareto.png"):
+        client.download_artifacts(parent.info.run_id, name, str(tmp_path))
+    with (tmp_path / "pareto.csv").open() as file:
+        assert {int(row["number"]) for row in csv.DictReader(file)} == {
+            member.number for member in study.pareto
+        }
+    for run in children:
+        assert run.data.metrics["n_weights"] > 0 and run.data.metrics["size_bytes"] > 0
+        assert run.data.metrics["system/process_memory_usage_megabytes"] > 0
+    folder = tracking.settings.home / "sweeps" / result.sweep_id / "dnn"
+    kept = {int(path.stem) for path in folder.glob("*.keras")}
+    assert kept == {member.number for member in study.pareto}
+
+
+def test_a_sweep_in_which_nothing_keeps_what_is_required_has_no_candidate(
+    tracking: Tracking, workers: Cluster
+) -> None:
+    config = dataclasses.replace(QUICK, experiment="required", require=("n_weights<2",))
+    result = run_sweep(config, settings=tracking.settings, cluster=workers, progress=Notes())
+    (study,) = result.studies
+    assert study.n_complete == 2
+    assert study.best is None and study.candidate is None
+    assert "dnn" in leaderboard(result) and result.undelivered == 0
