@@ -8,11 +8,13 @@ so it reads the trials once, when it opens the study, and then notes what it doe
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
 
 from optuna.trial import FrozenTrial, TrialState
 
 from experiments.goals import Goals
+from experiments.pareto import Point, find_members
 
 
 class Ledger:
@@ -35,13 +37,12 @@ class Ledger:
         self.last_cell = -1
         self.n_errors = 0
         self.last_error = ""
-        self.best: list[FrozenTrial] = []
         complete = []
         for trial in trials:
-            self._note(trial)
+            self.note(trial.number, trial.state, trial.user_attrs)
             if trial.state is TrialState.COMPLETE:
                 complete.append(trial)
-        self.best = goals.find_best(complete)
+        self.best: list[FrozenTrial] = goals.find_best(complete)
 
     @property
     def n_trials(self) -> int:
@@ -50,25 +51,39 @@ class Ledger:
     def count(self, *states: TrialState) -> int:
         return sum(self._counts[state] for state in states)
 
-    def note(self, trial: FrozenTrial) -> None:
-        """Takes a trial that is new, or has another state than before."""
-        if self._note(trial) and trial.state is TrialState.COMPLETE:
-            # Only a member can be beaten by what is new: the rest was beaten before.
-            self.best = self._goals.find_best([*self.best, trial])
+    def note(self, number: int, state: TrialState, attrs: Mapping[str, Any]) -> None:
+        """Takes a trial that is new, or has another state than before.
 
-    def _note(self, trial: FrozenTrial) -> bool:
-        """Counts a trial; returns whether it was not counted so before."""
-        before = self._states.get(trial.number)
-        if before is trial.state:
-            return False
+        Args:
+            attrs: Its user attributes; of a new one those that it was enqueued with, of a failed
+                one its reason.
+        """
+        before = self._states.get(number)
+        if before is state:
+            return
         if before is None:
-            self.n_retries += "retry_of" in trial.user_attrs
-            self.last_cell = max(self.last_cell, trial.user_attrs.get("cell", -1))
+            self.n_retries += "retry_of" in attrs
+            self.last_cell = max(self.last_cell, attrs.get("cell", -1))
         else:
             self._counts[before] -= 1
-        self._counts[trial.state] += 1
-        self._states[trial.number] = trial.state
-        if trial.state is TrialState.FAIL and "reason" in trial.user_attrs:
+        self._counts[state] += 1
+        self._states[number] = state
+        if state is TrialState.FAIL and "reason" in attrs:
             self.n_errors += 1
-            self.last_error = trial.user_attrs["reason"]
-        return True
+            self.last_error = attrs["reason"]
+
+    def note_complete(
+        self, number: int, metrics: Mapping[str, float], read: Callable[[], FrozenTrial]
+    ) -> None:
+        """Takes a trial that is complete.
+
+        Args:
+            metrics: What it was measured at.
+            read: Reads the trial; is called where it is one of the best.
+        """
+        self.note(number, TrialState.COMPLETE, {})
+        # Only one of the best can be beaten by what is new: the rest was beaten before.
+        points = [*map(self._goals.point, self.best), Point(number, metrics, {})]
+        members = find_members(points, self._goals.objectives, self._goals.requirements)
+        if any(one.number == number for one in members):
+            self.best = self._goals.find_best([*self.best, read()])

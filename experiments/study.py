@@ -7,7 +7,6 @@ enqueues the same params afresh), and never a finished trial that is lost or ask
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import hashlib
 from dataclasses import dataclass
@@ -84,7 +83,9 @@ class Search:
         self.goals: Goals = goals_of(config, description)
         self._space = description.distributions()
         self._resolved = config.resolved()
-        self._storage = study._storage
+        self._storage = _find_storage(study, self._resolved)
+        self._ids: dict[int, int] = {}
+        """Of the trials under way."""
         self._ledger = Ledger(self.goals, study.get_trials(deepcopy=False))
 
     @property
@@ -131,7 +132,8 @@ class Search:
         attrs = trial.user_attrs
         seed = attrs.get("seed", self._seed(trial.number))
         trial.set_user_attr("seed", seed)
-        self._note(trial._trial_id)
+        ledger.note(trial.number, TrialState.RUNNING, attrs)
+        self._ids[trial.number] = trial._trial_id
         return Ask(
             trial_id=trial._trial_id,
             number=trial.number,
@@ -166,40 +168,37 @@ class Search:
 
     def _enqueue(self, params: Params, attrs: dict[str, Any]) -> None:
         """Makes a trial with these params the next to be asked for, but for those that wait."""
-        # As `Study.enqueue_trial` does, which does not say what number the trial has.
-        template = optuna.trial.create_trial(
-            state=TrialState.WAITING, system_attrs={"fixed_params": params}, user_attrs=attrs
-        )
-        self._note(self._storage.create_new_trial(self.study._study_id, template))
-
-    def _note(self, trial_id: int) -> None:
-        self._ledger.note(self._storage.get_trial(trial_id))
+        number = self._ledger.n_trials  # numbers count from 0, and no one else makes trials
+        self.study.enqueue_trial(params, user_attrs=attrs)
+        self._ledger.note(number, TrialState.WAITING, attrs)
 
     def set_run_key(self, ask: Ask, run_key: str) -> None:
         self._storage.set_trial_user_attr(ask.trial_id, "run_key", run_key)
 
     def tell(self, number: int, result: TrialResult) -> None:
         """Writes down how a trial ended. A trial that was told already stays as it is."""
-        state = STATES[result.state]
-        trial_id = self._trial(number)._trial_id
+        state, trial_id = STATES[result.state], self._trial_id(number)
         attrs = {
             "weights_sha256": result.weights_sha256,
             "best_epoch": result.best_epoch,
             "reason": result.reason,
             METRICS: None if self.goals.are_plain else result.metrics,
         }
-        with contextlib.suppress(optuna.exceptions.UpdateFinishedTrialError):
+        try:
             for key, attr in attrs.items():
                 if attr is not None:
                     self._storage.set_trial_user_attr(trial_id, key, attr)
-        values = None
-        if state is TrialState.COMPLETE:
-            assert result.value is not None
-            values = self.goals.values(
-                {self.goals.quality.name: result.value, **(result.metrics or {})}
-            )
-        self.study.tell(number, values, state=state, skip_if_finished=True)
-        self._note(trial_id)
+        except optuna.exceptions.UpdateFinishedTrialError:
+            return
+        self._ids.pop(number, None)
+        if state is not TrialState.COMPLETE:
+            self.study.tell(number, state=state, skip_if_finished=True)
+            self._ledger.note(number, state, {k: v for k, v in attrs.items() if v is not None})
+            return
+        assert result.value is not None
+        metrics = {self.goals.quality.name: result.value, **(result.metrics or {})}
+        self.study.tell(number, self.goals.values(metrics), state=state, skip_if_finished=True)
+        self._ledger.note_complete(number, metrics, lambda: self._storage.get_trial(trial_id))
 
     def retry(self, number: int, reason: str, *, charge: bool) -> bool:
         """Fails a trial whose process is gone, and enqueues the same params and seed afresh.
@@ -221,7 +220,8 @@ class Search:
             self.tell(number, TrialResult("failed", None, None, None, reason=reason))
             return False
         self.study.tell(number, state=TrialState.FAIL, skip_if_finished=True)
-        self._note(trial._trial_id)
+        self._ids.pop(number, None)
+        self._ledger.note(number, TrialState.FAIL, {})
         self._enqueue(
             trial.params,
             {
@@ -326,13 +326,27 @@ class Search:
         return bool(self.study.user_attrs.get("stop"))
 
     def _trial(self, number: int) -> FrozenTrial:
+        trial: FrozenTrial = self._storage.get_trial(self._trial_id(number))
+        return trial
+
+    def _trial_id(self, number: int) -> int:
+        if number in self._ids:
+            return self._ids[number]
         study_id = self.study._study_id
-        return self._storage.get_trial(
-            self._storage.get_trial_id_from_study_id_trial_number(study_id, number)
-        )
+        return int(self._storage.get_trial_id_from_study_id_trial_number(study_id, number))
 
     def _seed(self, number: int) -> int:
         return new_seed(self.config.seed, self.description.name, number)
+
+
+def _find_storage(study: optuna.Study, resolved: SweepConfig) -> Any:
+    """Returns a study's storage, without Optuna's cache of all trials where nobody looks at them.
+
+    The cache holds each trial for ever, and each `ask` goes through it.
+    """
+    if resolved.sampler in ("random", "grid") and hasattr(study._storage, "_backend"):
+        study._storage = study._storage._backend
+    return study._storage
 
 
 def new_seed(*of: object) -> int:

@@ -264,7 +264,7 @@ def test_a_trial_costs_the_same_however_many_there_are(opener: Opener) -> None:
         def hear(_: Any, __: Any, statement: str, *___: Any) -> None:
             read.append(statement)
 
-        engine = search._storage._backend.engine
+        engine = search._storage.engine
         sqlalchemy.event.listen(engine, "before_cursor_execute", hear)
         try:
             finish(search)
