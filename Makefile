@@ -7,7 +7,7 @@ PORT ?= 5001
 INSTALL := $(if $(shell command -v uv),uv pip install -q --python $(BIN)/python,$(BIN)/python -m pip install -q --disable-pip-version-check)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup sweep ui promote serve test test-system lint bench bench-scale lock
+.PHONY: help setup sweep ui promote serve test test-system faults lint bench bench-scale lock
 
 help:         ## List the jobs.
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -32,6 +32,9 @@ test: $(BIN)/.dev     ## Run the tests that need nothing but Python.
 test-system: $(BIN)/.dev  ## Run the tests that need a system program (a browser).
 	@$(BIN)/python tests/system_programs.py
 	$(BIN)/python -m pytest -q -m system $(ARGS)
+
+faults: $(BIN)/.dev   ## Harm sweeps in every way there is, and count what that cost; ARGS="--seeds 5" for fewer.
+	PATH="$(CURDIR)/$(BIN):$$PATH" python -m tests.faults $(ARGS)
 
 lint: $(BIN)/.dev     ## Check style, types and the direction of imports.
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy && $(BIN)/lint-imports --no-cache

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
+import pickle
 import queue
+import shutil
 import signal
+import tempfile
 import time
+import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -33,15 +38,20 @@ class WorkerDiedError(MlopsError):
 class Cluster:
     """Runs calls in worker processes. One call a worker at a time is the caller's duty.
 
-    A call whose worker dies is never repeated by Dask: it would run again on the same Optuna trial
-    and mix two attempts' reports.
+    A call whose worker dies is never repeated: it would run again on the same Optuna trial and mix
+    two attempts' reports. Dask does repeat one whose worker died with a result that nobody had
+    fetched; so the result is kept in a file too, and found there (`_run_once`).
     """
 
     def __init__(self, client: Any, cluster: Any) -> None:
         self._client = client
         self._cluster = cluster
         self._done: queue.SimpleQueue[Any] = queue.SimpleQueue()
-        self._out: set[str] = set()
+        self._out: dict[str, Path] = {}
+        self._taken: dict[str, Path] = {}
+        self._results = Path(tempfile.mkdtemp(prefix="podium-results-"))
+        weakref.finalize(self, shutil.rmtree, self._results, ignore_errors=True)
+        self._numbers = itertools.count()
         self._ends: dict[str, str] = {}
         self._signs: dict[int, tuple[float, float]] = {}
         self._looked = time.monotonic()
@@ -53,8 +63,9 @@ class Cluster:
 
     def submit(self, call: Callable[..., Any], *args: Any) -> Any:
         """Starts a call; returns a ticket that `next_done` gives back."""
-        future = self._client.submit(call, *args, pure=False, retries=0)
-        self._out.add(future.key)
+        place = self._results / str(next(self._numbers))
+        future = self._client.submit(_run_once, place, call, *args, pure=False, retries=0)
+        self._out[future.key] = place
         future.add_done_callback(self._done.put)
         return future
 
@@ -74,14 +85,22 @@ class Cluster:
         from distributed.client import FutureCancelledError
         from distributed.scheduler import KilledWorker
 
-        self._out.discard(ticket.key)
+        self._taken[ticket.key] = self._out.pop(ticket.key)
         try:
             found = ticket.result()
-        except (KilledWorker, FutureCancelledError) as err:
+        except (KilledWorker, FutureCancelledError, _RepeatedError) as err:
             killed = "the worker's process was killed (out of memory is the usual cause)"
             raise WorkerDiedError(self._ends.pop(ticket.key, killed)) from err
         self._renew_grown(ticket.key)
+        ticket.release()
+        self._forget_taken()
         return found
+
+    def _forget_taken(self) -> None:
+        """Removes the files of results that Dask has let go of: until then it may ask again."""
+        known = self._cluster.scheduler.tasks
+        for key in [key for key in self._taken if key not in known]:
+            self._taken.pop(key).unlink(missing_ok=True)
 
     def call(self, function: Callable[..., Any], *args: Any) -> Any:
         """Runs one call and waits for it."""
@@ -126,7 +145,7 @@ class Cluster:
                 rss = psutil.Process(pid).memory_info().rss
                 grown = rss - self._rss.setdefault(pid, rss) > GROWTH_BYTES
                 # What was submitted and stands with no worker yet might be on its way to this one.
-                if grown and not worker.processing and self._out <= assigned:
+                if grown and not worker.processing and self._out.keys() <= assigned:
                     _kill(pid)
 
     def kill(self) -> None:
@@ -134,6 +153,32 @@ class Cluster:
         for nanny in list(self._cluster.workers.values()):
             with contextlib.suppress(Exception):
                 self._client.sync(nanny.kill, timeout=0.5)
+
+
+class _RepeatedError(Exception):
+    """A call was to run a second time."""
+
+
+def _run_once(place: Path, call: Callable[..., Any], *args: Any) -> Any:
+    """Runs a call in a worker; asked again, returns what it returned.
+
+    Args:
+        place: A file of this call's own: empty from its beginning on, its result once it has ended.
+
+    Raises:
+        _RepeatedError: it is asked again, and the first time did not end.
+    """
+    try:
+        place.touch(exist_ok=False)
+    except FileExistsError:
+        if kept := place.read_bytes():
+            return pickle.loads(kept)
+        raise _RepeatedError from None
+    result = call(*args)
+    draft = place.with_suffix(".draft")
+    draft.write_bytes(pickle.dumps(result))
+    draft.replace(place)
+    return result
 
 
 def _kill(pid: int) -> None:

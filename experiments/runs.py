@@ -13,6 +13,8 @@ from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
 
+from optuna.trial import FrozenTrial
+
 from experiments.architectures import Params
 from experiments.config import SweepConfig
 from experiments.config_file import write_config
@@ -133,8 +135,11 @@ class SweepRuns:
         parent = Run(self.journal, search.run_key)
         tally = search.tally()
         objective = search.description.objective
+        # A driver that dies here says all this again when it is back: at the same time, not twice.
+        best = search.best()
+        at_ms = None if best is None else _ended_ms(best)
         if tally.value is not None:
-            parent.log_metrics({f"best_{objective}": tally.value}, step=0)
+            parent.log_metrics({f"best_{objective}": tally.value}, step=0, at_ms=at_ms)
         seeds = Finals(search).summary()
         if seeds is not None:
             parent.log_metrics(
@@ -144,6 +149,7 @@ class SweepRuns:
                     f"seeds_high_{objective}": seeds.high,
                 },
                 step=0,
+                at_ms=at_ms,
             )
         parent.set_tags(
             {
@@ -181,6 +187,11 @@ class SweepRuns:
             context=context,
             profile={**self.dataset.counts(), "split_seed": self.dataset.split_seed},
         )
+
+
+def _ended_ms(trial: FrozenTrial) -> int:
+    assert trial.datetime_complete is not None
+    return int(trial.datetime_complete.timestamp() * 1000)
 
 
 def _user() -> str:

@@ -75,12 +75,17 @@ class Run:
         )
         return run
 
-    def log_metrics(self, values: Mapping[str, float], step: int) -> None:
-        """Logs numbers at a step (an epoch, from 0), with the time of this call."""
+    def log_metrics(self, values: Mapping[str, float], step: int, at_ms: int | None = None) -> None:
+        """Logs numbers at a step (an epoch, from 0).
+
+        Args:
+            at_ms: Milliseconds since 1970; by default the time of this call. A number that is
+                logged again with the same step and time is one point in MLflow.
+        """
         self._journal.append(
             "metrics",
             self.key,
-            at_ms=_now_ms(),
+            at_ms=_now_ms() if at_ms is None else at_ms,
             step=step,
             values={k: float(v) for k, v in values.items()},
         )

@@ -13,7 +13,11 @@ from optuna.distributions import (
 )
 
 from experiments.architectures import Architecture, Params
-from experiments.architectures.preprocessing import compile_classifier, scaled_input
+from experiments.architectures.preprocessing import (
+    compile_classifier,
+    normalized_batch,
+    scaled_input,
+)
 from mlops.evaluation import scale_constants
 from mlops.inputs import InputSpec
 
@@ -73,7 +77,7 @@ class CNN(Architecture):
                 n_filters, 3, padding=padding, use_bias=not params["batch_norm"]
             )(x)
             if params["batch_norm"]:
-                x = keras.layers.BatchNormalization()(x)
+                x = normalized_batch(x)
             return keras.layers.ReLU()(x)
 
         inputs, x = scaled_input(data)

@@ -11,7 +11,11 @@ from optuna.distributions import (
 )
 
 from experiments.architectures import Architecture, Params
-from experiments.architectures.preprocessing import compile_classifier, scaled_input
+from experiments.architectures.preprocessing import (
+    compile_classifier,
+    normalized_batch,
+    scaled_input,
+)
 from mlops.inputs import InputSpec
 
 
@@ -47,7 +51,7 @@ class DNN(Architecture):
         for _ in range(params["n_layers"]):
             x = keras.layers.Dense(params["units"], use_bias=not params["batch_norm"])(x)
             if params["batch_norm"]:
-                x = keras.layers.BatchNormalization()(x)
+                x = normalized_batch(x)
             x = keras.layers.ReLU()(x)
             x = keras.layers.Dropout(params["dropout"])(x)
         model = keras.Model(inputs, keras.layers.Dense(n_classes, name="logits")(x))

@@ -1,6 +1,6 @@
-"""The first layers of every network: from the dataset's own units to what a network likes.
+"""Layers that several networks share; first those from the dataset's units to what a network likes.
 
-They are part of the model, so that a client sends raw data. Their constants come from the training
+Those are part of the model, so that a client sends raw data. Their constants come from the training
 rows only (`InputSpec`), never from what is validated or tested.
 """
 
@@ -12,6 +12,10 @@ import keras
 
 from mlops.evaluation import scale_constants
 from mlops.inputs import InputSpec
+
+BATCH_NORM_MOMENTUM = 0.9
+"""How much of the moving mean and variance a training step keeps. With Keras' 0.99 they lag some
+hundred steps behind the weights; a small dataset's whole training may be no longer than that."""
 
 
 def scaled_input(data: InputSpec) -> tuple[Any, Any]:
@@ -31,6 +35,11 @@ def scaled_input(data: InputSpec) -> tuple[Any, Any]:
             mean=offset.tolist(), variance=(scale**2).tolist(), name="scale"
         )
     return inputs, layer(inputs)
+
+
+def normalized_batch(x: Any) -> Any:
+    """Returns `x` normalised over its batch; same shape."""
+    return keras.layers.BatchNormalization(momentum=BATCH_NORM_MOMENTUM)(x)
 
 
 def compile_classifier(model: keras.Model, learning_rate: float) -> keras.Model:

@@ -59,3 +59,24 @@ def test_a_worker_that_stands_still_is_ended_and_another_takes_its_place(tmp_pat
         with pytest.raises(WorkerDiedError, match="gave no sign of life for 4 s"):
             take(cluster, ticket)
         assert take(cluster, cluster.submit(os.getpid)) != stopped
+
+
+def return_pid(calls: Path) -> int:
+    with calls.open("a") as file:
+        file.write("called\n")
+    return os.getpid()
+
+
+def test_a_worker_that_dies_with_its_result_does_not_run_the_call_again(tmp_path: Path) -> None:
+    with open_cluster(1, 1, tmp_path / "workers.log", preload="tests.idle_worker") as cluster:
+        calls = tmp_path / "calls"
+        ticket = cluster.submit(return_pid, calls)
+        assert cluster.next_done(30) is ticket
+        ((first, _),) = cluster._workers()
+        os.kill(first, signal.SIGKILL)
+        # Dask hears of the death, and runs the call anew in the worker that takes the place.
+        while first in (pids := [pid for pid, _ in cluster._workers()]) or not pids:
+            time.sleep(0.05)
+        take(cluster, cluster.submit(os.getpid))
+        assert cluster.result(ticket) == first
+    assert calls.read_text() == "called\n"
