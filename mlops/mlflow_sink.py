@@ -174,10 +174,10 @@ class MlflowSink:
             self._create(part, place)
             return
         run_id = self._get_run_id(record.run)
-        if record.kind == "artifact":
+        if record.kind in ("artifact", "candidate"):
             source = folder / record.fields["spooled"]
             self._upload(run_id, source, record.fields["folder"], part.doubtful)
-        elif record.kind == "candidate":
+        if record.kind == "candidate":
             self._register(record, run_id)
         elif record.kind == "end":
             self._end(record, run_id)

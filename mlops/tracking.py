@@ -101,8 +101,15 @@ class Run:
 
     def register_candidate(self, name: str, model: Path, tags: Mapping[str, str]) -> None:
         """Logs a packaged model folder and makes it the newest version of `<name>-candidates`."""
-        self.log_artifact(model, MODEL_PATH)
-        self._journal.append("candidate", self.key, name=f"{name}-candidates", tags=dict(tags))
+        # One record, so that no damaged one can leave a version without its model.
+        self._journal.append(
+            "candidate",
+            self.key,
+            spooled=self._journal.spool(model),
+            folder=MODEL_PATH,
+            name=f"{name}-candidates",
+            tags=dict(tags),
+        )
 
     def end(self, status: Status) -> None:
         """Ends the run; with "RUNNING" opens it again (a resumed study)."""

@@ -97,10 +97,13 @@ def _log_and_kill(stage: Stage) -> Path:
 def _forget(stage: Stage, before: list[Item], after: list[Item]) -> Said:
     left = set(after)
     gone = {item for item in before if item not in left}
-    # Without the record that creates a run, whatever else is said of it has nowhere to go.
+    # Without the record that creates a run, whatever else is said of it has nowhere to go; nor has
+    # a child its parent.
     keys = {item[1] for item in gone if item[0] == "run"}
+    stage.spoiled = frozenset(keys)
+    orphans = {item for item in before if item[0] == "parent" and item[2] in keys}
     said = stage.said()
-    said.forget(gone | {item for item in before if item[1] in keys})
+    said.forget(gone | orphans | {item for item in before if item[1] in keys})
     return said
 
 
@@ -124,10 +127,10 @@ def _items_of(record: Record, folder: Path) -> Iterator[Item]:
             yield ("metric", key, name, fields["step"], value)
     elif record.kind == "tags":
         yield from (("tag", key, name, value) for name, value in fields["values"].items())
-    elif record.kind == "artifact":
+    elif record.kind in ("artifact", "candidate"):
         yield from list_files(folder / fields["spooled"], key, fields["folder"])
-    elif record.kind == "candidate":
-        yield ("version", key, fields["name"])
+        if record.kind == "candidate":
+            yield ("version", key, fields["name"])
     elif record.kind == "end":
         yield ("end", key, fields["status"])
 
