@@ -17,7 +17,7 @@ from pathlib import Path
 
 from benchmarks.tables import print_table
 from experiments.architectures import open_architecture
-from experiments.config import BUILT_IN
+from experiments.built_in import BUILT_IN
 from experiments.trial import set_up_process
 from mlops.data import load_dataset
 from mlops.packaging import ModelSpec, build_model_folder, save_network

@@ -54,8 +54,9 @@ import numpy as np
 import tyro
 
 from benchmarks.tables import print_aim, print_heading, print_rows
+from experiments.built_in import BUILT_IN
 from experiments.cluster import Cluster, open_cluster
-from experiments.config import BUILT_IN, SweepConfig
+from experiments.config import SweepConfig
 from experiments.progress import Lines
 from experiments.storage import open_storage
 from experiments.studies import request_stop

@@ -36,7 +36,8 @@ import tyro
 from benchmarks.scale import PATH, count_requests, open_bare_cluster
 from benchmarks.tables import print_aim, print_heading, print_rows, print_table, quantile
 from experiments.architectures import describe, open_architecture
-from experiments.config import BUILT_IN, SweepConfig
+from experiments.built_in import BUILT_IN
+from experiments.config import SweepConfig
 from experiments.progress import Lines
 from experiments.storage import open_storage
 from experiments.study import open_search

@@ -12,15 +12,8 @@ from typing import Annotated, Any, Final, Literal
 
 import tyro
 
+from experiments.built_in import BUILT_IN, architecture_path
 from experiments.entries import Fix, parse_fix
-
-BUILT_IN = {
-    "dnn": "experiments.architectures.dnn:DNN",
-    "cnn": "experiments.architectures.cnn:CNN",
-    "rnn": "experiments.architectures.rnn:RNN",
-    "vae": "experiments.architectures.vae:VAE",
-}
-"""The architectures that come with Podium, by name. A user's own is `module:Class`."""
 
 HYPERBAND_FROM: Final = 60
 """Trials from which Hyperband prunes better than the median rule (Optuna's own advice)."""
@@ -196,11 +189,6 @@ class SweepConfig:
             if architecture_path(name) == architecture:
                 told |= table
         return told | {fix.param: fix.value for fix in fixes_of(self.fix, architecture)}
-
-
-def architecture_path(name: str) -> str:
-    """Returns `module:Class` of an architecture's name."""
-    return BUILT_IN.get(name, name)
 
 
 def fixes_of(entries: Sequence[str], architecture: str) -> list[Fix]:

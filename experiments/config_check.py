@@ -10,7 +10,8 @@ import typing
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Final, Literal, get_args, get_origin
 
-from experiments.config import BUILT_IN, SweepConfig, architecture_path
+from experiments.built_in import BUILT_IN, architecture_path
+from experiments.config import SweepConfig
 from experiments.entries import parse_fix, show, static_errors, table_name
 from experiments.objectives import are_several, parse_objectives, parse_requirements
 from mlops.errors import UsageError, choose

@@ -8,7 +8,8 @@ from typing import Any
 
 from optuna.trial import FrozenTrial
 
-from experiments.architectures import Description, Task
+from experiments.architectures import Description
+from experiments.built_in import Task
 from experiments.config import SweepConfig
 from experiments.objectives import (
     Direction,

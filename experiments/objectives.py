@@ -25,7 +25,7 @@ from mlops.errors import choose
 if TYPE_CHECKING:
     import numpy as np
 
-    from experiments.architectures import Task
+    from experiments.built_in import Task
 
 Direction = Literal["maximize", "minimize"]
 """As Optuna spells them."""

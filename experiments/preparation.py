@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from experiments.config import SweepConfig, architecture_path
+from experiments.built_in import architecture_path
+from experiments.config import SweepConfig
 from mlops.errors import UsageError, choose
 from mlops.settings import Settings
 

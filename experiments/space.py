@@ -20,7 +20,8 @@ from optuna.distributions import (
 )
 
 from experiments.architectures import Params
-from experiments.config import architecture_path, fixes_of
+from experiments.built_in import architecture_path
+from experiments.config import fixes_of
 from experiments.entries import LARGEST, Fix, entry_errors, find_impossible, is_number, table_name
 from mlops.errors import choose
 

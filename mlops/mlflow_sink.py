@@ -357,8 +357,10 @@ class MlflowSink:
             upload(self.client, run_id, source, folder)
 
     def _has_model(self, run_id: str) -> bool:
-        found = {file.path for file in self.client.list_artifacts(run_id, MODEL_PATH)}
-        return f"{MODEL_PATH}/MLmodel" in found
+        """Tells whether a whole model is there: its manifest goes last, in one write."""
+        found = {one.path: one.file_size for one in self.client.list_artifacts(run_id, MODEL_PATH)}
+        # Of a server that died while it took the file there may be an empty one.
+        return (found.get(f"{MODEL_PATH}/MLmodel") or 0) > 0
 
     def _register(self, record: Record, run_id: str) -> None:
         name = record.fields["name"]

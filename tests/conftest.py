@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 
 from experiments.cluster import Cluster, open_cluster
 from mlops.server import open_server
 from mlops.settings import Settings, quiet
+from mlops.supervisor import create_database
 
 quiet()
 for _name in [name for name in os.environ if name.startswith(("MLOPS_", "MLFLOW_TRACKING_"))]:
@@ -43,3 +46,22 @@ def workers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     """Two worker processes with TensorFlow in them, for all tests that train in workers."""
     with open_cluster(2, 1, tmp_path_factory.mktemp("workers") / "workers.log") as cluster:
         yield cluster
+
+
+@pytest.fixture(scope="session")
+def mlflow_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A database as MLflow makes it; to be copied."""
+    folder = tmp_path_factory.mktemp("made")
+    create_database(folder / "mlflow.db", str(folder / "artifacts"))
+    return folder / "mlflow.db"
+
+
+@pytest.fixture
+def home_with_database(
+    tmp_path: Path, mlflow_database: Path, monkeypatch: pytest.MonkeyPatch
+) -> Settings:
+    monkeypatch.setenv("MLOPS_HOME", str(tmp_path / "home"))
+    settings = Settings.from_env()
+    settings.home.mkdir()
+    shutil.copy(mlflow_database, settings.home / "mlflow.db")
+    return settings

@@ -28,7 +28,7 @@ import tempfile
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from optuna.distributions import (
     BaseDistribution,
@@ -38,7 +38,7 @@ from optuna.distributions import (
     json_to_distribution,
 )
 
-from experiments.config import BUILT_IN
+from experiments.built_in import BUILT_IN, Task
 from mlops.errors import StructureError, UsageError, first_line
 from mlops.inputs import InputSpec, Kind
 
@@ -49,7 +49,6 @@ UNBALANCED_FROM = 1.5
 """Rows of the largest class for one of the smallest, from which class weights are searched."""
 
 Params = dict[str, Any]
-Task = Literal["classifier", "vae"]
 
 
 class Architecture(ABC):

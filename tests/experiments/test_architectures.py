@@ -14,7 +14,7 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution
 from experiments.architectures import Architecture, describe, open_architecture
 from experiments.architectures.preprocessing import compile_classifier, scaled_input
 from experiments.architectures.vae import EVALUATION_SEED
-from experiments.config import BUILT_IN
+from experiments.built_in import BUILT_IN
 from mlops.errors import UsageError
 from mlops.inputs import InputSpec
 from mlops.packaging import save_network

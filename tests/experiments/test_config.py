@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from experiments.config import BUILT_IN, SweepConfig, fixes_of
+from experiments.built_in import BUILT_IN
+from experiments.config import SweepConfig, fixes_of
 from mlops.errors import UsageError
 
 CONFIG = SweepConfig()

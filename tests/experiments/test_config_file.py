@@ -10,7 +10,8 @@ import tyro
 from hypothesis import given
 from hypothesis import strategies as st
 
-from experiments.config import BUILT_IN, SweepConfig, architecture_path
+from experiments.built_in import BUILT_IN, architecture_path
+from experiments.config import SweepConfig
 from experiments.config_file import load_config, read_options, with_config_file, write_config
 from mlops.errors import UsageError
 

@@ -9,7 +9,7 @@ import pytest
 
 from experiments.architectures import open_architecture
 from experiments.architectures.preprocessing import scaled_input
-from experiments.config import BUILT_IN
+from experiments.built_in import BUILT_IN
 from mlops.data import encode, load_dataset
 from mlops.inputs import InputSpec
 from mlops.network import check_network

@@ -11,8 +11,9 @@ import optuna
 import pytest
 
 from experiments import run_sweep
+from experiments.built_in import BUILT_IN
 from experiments.cluster import Cluster, open_cluster
-from experiments.config import BUILT_IN, SweepConfig
+from experiments.config import SweepConfig
 from experiments.storage import open_storage
 from tests.conftest import Tracking
 from tests.experiments.test_sweep import Notes

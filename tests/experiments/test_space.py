@@ -16,7 +16,7 @@ from optuna.distributions import (
     json_to_distribution,
 )
 
-from experiments.config import BUILT_IN
+from experiments.built_in import BUILT_IN
 from experiments.entries import parse_fix, static_errors, table_name
 from experiments.space import (
     Space,

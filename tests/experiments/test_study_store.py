@@ -28,7 +28,6 @@ from mlops.journal import Journal
 from mlops.mlflow_store import open_store_client
 from mlops.settings import Settings
 from mlops.stores import Finding
-from mlops.supervisor import create_database
 from mlops.sync import sync
 from mlops.tracked_runs import read_tracked_runs
 from mlops.tracking import Run
@@ -36,21 +35,9 @@ from tests.conftest import Tracking
 from tests.experiments.test_status import ELSEWHERE, describe
 
 
-@pytest.fixture(scope="module")
-def database(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A database as MLflow makes it; to be copied."""
-    folder = tmp_path_factory.mktemp("made")
-    create_database(folder / "mlflow.db", str(folder / "artifacts"))
-    return folder / "mlflow.db"
-
-
 @pytest.fixture
-def settings(tmp_path: Path, database: Path, monkeypatch: pytest.MonkeyPatch) -> Settings:
-    monkeypatch.setenv("MLOPS_HOME", str(tmp_path / "home"))
-    settings = Settings.from_env()
-    settings.home.mkdir()
-    shutil.copy(database, settings.home / "mlflow.db")
-    return settings
+def settings(home_with_database: Settings) -> Settings:
+    return home_with_database
 
 
 class Sweep:

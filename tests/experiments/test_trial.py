@@ -15,8 +15,8 @@ from optuna.distributions import BaseDistribution
 
 from experiments.architectures import Architecture, open_architecture
 from experiments.architectures.preprocessing import compile_classifier, scaled_input
+from experiments.built_in import BUILT_IN
 from experiments.checkpoint import Checkpoint
-from experiments.config import BUILT_IN
 from experiments.training import Trained, train
 from mlops.data import Dataset, load_dataset
 from mlops.inputs import InputSpec

@@ -209,15 +209,17 @@ class _Handler(BaseHTTPRequestHandler):
 
     def serve(self) -> None:
         parts = urlsplit(self.path)
+        size = int(self.headers.get("Content-Length") or 0)
         request = Request(
             method=self.command,
             path=parts.path,
             query={name: values[0] for name, values in parse_qs(parts.query).items()},
-            body=self.rfile.read(int(self.headers.get("Content-Length") or 0)),
+            body=self.rfile.read(size),
             target=self.path,
             content_type=self.headers.get("Content-Type") or "",
         )
-        answer = self.server.front.serve(request)
+        whole = len(request.body) == size  # else its client has gone
+        answer = self.server.front.serve(request) if whole else None
         if answer is None:
             self.close_connection = True
             _break(self.connection)

@@ -486,6 +486,20 @@ def test_a_model_whose_upload_was_cut_short_is_uploaded_whole(
     assert files == {"model/MLmodel", "model/data/model.keras", "model/requirements.txt"}
 
 
+def test_a_model_whose_manifest_is_empty_is_uploaded_whole(
+    store: Any, journal: Journal, tmp_path: Path
+) -> None:
+    run = Run.create(journal, experiment="digits", name="empty")
+    run_id = deliver(store, journal.folder).run_ids[run.key]
+    (tmp_path / "MLmodel").touch()
+    store.log_artifact(run_id, str(tmp_path / "MLmodel"), "model")
+    run.register_candidate("empty", write_model(tmp_path), {})
+    deliver(store, journal.folder)
+    files = list_files(store, run_id)
+    assert files == {"model/MLmodel", "model/data/model.keras", "model/requirements.txt"}
+    assert Path(store.download_artifacts(run_id, "model/MLmodel")).read_text() == "MLmodel"
+
+
 def test_an_artifact_whose_copy_is_gone_undelivered_is_said_so(
     store: Any, journal: Journal, tmp_path: Path
 ) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import json
-import shutil
 import socket
 import sqlite3
 import subprocess
@@ -23,7 +22,6 @@ from mlops.mlflow_sink import MlflowSink
 from mlops.mlflow_store import open_store_client
 from mlops.settings import Settings
 from mlops.stores import Finding
-from mlops.supervisor import create_database
 from mlops.sync import sync
 from mlops.tracked_runs import read_tracked_runs
 from mlops.tracking import Run
@@ -32,21 +30,9 @@ from tests.conftest import Tracking
 from tests.mlops.test_journal_store import kill_a_writer
 
 
-@pytest.fixture(scope="module")
-def database(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A database as MLflow makes it; to be copied."""
-    folder = tmp_path_factory.mktemp("made")
-    create_database(folder / "mlflow.db", str(folder / "artifacts"))
-    return folder / "mlflow.db"
-
-
 @pytest.fixture
-def settings(tmp_path: Path, database: Path, monkeypatch: pytest.MonkeyPatch) -> Settings:
-    monkeypatch.setenv("MLOPS_HOME", str(tmp_path / "home"))
-    settings = Settings.from_env()
-    settings.home.mkdir()
-    shutil.copy(database, settings.home / "mlflow.db")
-    return settings
+def settings(home_with_database: Settings) -> Settings:
+    return home_with_database
 
 
 def findings(settings: Settings) -> tuple[Finding, ...]:
@@ -247,9 +233,9 @@ def test_a_database_that_is_locked_or_of_another_version_is_said(settings: Setti
         assert "written by a newer version" in one.mend
 
 
-def test_the_last_revision_is_the_one_of_a_new_database(database: Path) -> None:
+def test_the_last_revision_is_the_one_of_a_new_database(mlflow_database: Path) -> None:
     known, head = read_revisions(find_package("mlflow") / "store" / "db_migrations" / "versions")
-    with contextlib.closing(sqlite3.connect(database)) as connection:
+    with contextlib.closing(sqlite3.connect(mlflow_database)) as connection:
         assert connection.execute("SELECT version_num FROM alembic_version").fetchone() == (head,)
     assert len(known) > 50
 
