@@ -211,6 +211,9 @@ def open_cluster(
         # It goes by the clock on the wall, and would end all workers after a laptop slept;
         # `Cluster.end_silent` does not.
         "distributed.scheduler.worker-ttl": None,
+        # A worker that was killed imports TensorFlow before it is back. Dask gives it 15 s, and
+        # then lets go of it for good.
+        "distributed.deploy.lost-worker-timeout": "1 hour",
         "distributed.comm.timeouts.connect": "60s",
         "distributed.admin.tick.limit": "1 hour",
     }

@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -39,6 +40,8 @@ from mlops.run_lookup import Recent, RunLookup
 from mlops.tracking import MODEL_PATH, RUN_KEY
 
 N_REFUSED = 100
+DOUBTFUL_INPUT_S = 10.0
+"""How long after the first use of a dataset another writer's first use of it may be under way."""
 PARAM_CHARACTERS = 6000
 TAG_CHARACTERS = 8000
 """What MLflow stores of a value; it drops the rest without a word."""
@@ -76,6 +79,8 @@ class MlflowSink:
     """The runs that are known to have no twin."""
     _ends: Recent[int] = field(default_factory=Recent)
     """When a run ended, as the server has it, in milliseconds; -1 of one that is RUNNING."""
+    _first_inputs: dict[tuple[str, str, str], float] = field(default_factory=dict)
+    _doubtful_inputs: dict[str, dict[str, Any]] = field(default_factory=dict)
     _call: _Call = field(default_factory=lambda: _Call())
 
     def __post_init__(self) -> None:
@@ -215,7 +220,25 @@ class MlflowSink:
         if record.fields["params"]:
             self._batches.add(part, place, record)
         if record.fields["dataset"] is not None:
-            self.client.log_inputs(run_id, [_dataset_input(record.fields["dataset"])])
+            self._log_input(record, run_id)
+
+    def _log_input(self, record: Record, run_id: str) -> None:
+        """Logs the dataset that a run was made with.
+
+        Of two writers who are the first with a dataset, MLflow keeps one's: the other's inputs lead
+        nowhere then. So what was logged near the first time is looked at again at the run's end.
+        """
+        dataset = record.fields["dataset"]
+        place = (record.fields["experiment"], dataset["name"], dataset["fingerprint"])
+        self.client.log_inputs(run_id, [_dataset_input(dataset)])
+        now = time.monotonic()
+        if now - self._first_inputs.setdefault(place, now) < DOUBTFUL_INPUT_S:
+            self._doubtful_inputs[record.run] = dataset
+
+    def _mend_input(self, key: str, run_id: str) -> None:
+        dataset = self._doubtful_inputs.pop(key, None)
+        if dataset is not None and not self.client.get_run(run_id).inputs.dataset_inputs:
+            self.client.log_inputs(run_id, [_dataset_input(dataset)])
 
     def _find_created(self, part: Part, place: int, experiment_id: str) -> list[str]:
         """Returns the runs that an earlier try at this creation has made.
@@ -262,6 +285,7 @@ class MlflowSink:
         key, status, at_ms = record.run, record.fields["status"], record.fields["at_ms"]
         if key not in self._single:
             self._remove_twins(key, run_id)
+        self._mend_input(key, run_id)
         ended_ms = self._ends.pop(key, None)
         if status == "RUNNING":
             self.client.update_run(run_id, status="RUNNING")

@@ -7,6 +7,7 @@ import signal
 import time
 from pathlib import Path
 
+import dask
 import optuna
 import pytest
 
@@ -80,3 +81,11 @@ def test_a_worker_that_dies_with_its_result_does_not_run_the_call_again(tmp_path
         take(cluster, cluster.submit(os.getpid))
         assert cluster.result(ticket) == first
     assert calls.read_text() == "called\n"
+
+
+def test_a_worker_has_long_to_come_back(tmp_path: Path) -> None:
+    with open_cluster(1, 1, tmp_path / "workers.log", preload="tests.idle_worker"):
+        wait_s = dask.utils.parse_timedelta(
+            dask.config.get("distributed.deploy.lost-worker-timeout")
+        )
+        assert wait_s >= 600

@@ -4,6 +4,7 @@ import math
 import os
 import shutil
 import socket
+import sqlite3
 import tempfile
 import threading
 import time
@@ -498,6 +499,24 @@ def test_a_model_whose_manifest_is_empty_is_uploaded_whole(
     files = list_files(store, run_id)
     assert files == {"model/MLmodel", "model/data/model.keras", "model/requirements.txt"}
     assert Path(store.download_artifacts(run_id, "model/MLmodel")).read_text() == "MLmodel"
+
+
+def test_an_input_that_another_writers_first_one_took_away_is_logged_again(
+    store: Any, journal: Journal
+) -> None:
+    run = Run.create(journal, experiment="digits", name="first", dataset=DATASET)
+    sink = MlflowSink(store)
+    delivery = Delivery(journal.folder, lambda: sink)
+    assert delivery.run_pass()
+    run_id = sink.run_ids[run.key]
+    # As MLflow leaves it where two writers are the first: the dataset has the other one's id.
+    with sqlite3.connect(store.tracking_uri.removeprefix("sqlite:///")) as database:
+        database.execute("UPDATE datasets SET dataset_uuid = 'another'")
+    assert not store.get_run(run_id).inputs.dataset_inputs
+    run.end("FINISHED")
+    assert delivery.run_pass()
+    (found,) = store.get_run(run_id).inputs.dataset_inputs
+    assert found.dataset.name == DATASET.name
 
 
 def test_an_artifact_whose_copy_is_gone_undelivered_is_said_so(
