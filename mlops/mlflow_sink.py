@@ -40,8 +40,6 @@ from mlops.run_lookup import Recent, RunLookup
 from mlops.tracking import MODEL_PATH, RUN_KEY
 
 N_REFUSED = 100
-DOUBTFUL_INPUT_S = 10.0
-"""How long after the first use of a dataset another writer's first use of it may be under way."""
 PARAM_CHARACTERS = 6000
 TAG_CHARACTERS = 8000
 """What MLflow stores of a value; it drops the rest without a word."""
@@ -63,6 +61,8 @@ class MlflowSink:
             goes on without it.
         experiment_ids: MLflow's id of each experiment that was used.
         orphans: The keys of the runs that were closed because their process is gone.
+        doubtful_input_s: How long after the first use of a dataset another writer's first use of it
+            may be under way.
     """
 
     client: Any
@@ -71,6 +71,7 @@ class MlflowSink:
     refused: list[str] = field(default_factory=list)
     experiment_ids: dict[str, str] = field(default_factory=dict)
     orphans: set[str] = field(default_factory=set)
+    doubtful_input_s: float = 10.0
     _lookup: RunLookup = field(init=False)
     _batches: Batches = field(default_factory=Batches)
     _creations: Creations | None = None
@@ -232,7 +233,7 @@ class MlflowSink:
         place = (record.fields["experiment"], dataset["name"], dataset["fingerprint"])
         self.client.log_inputs(run_id, [_dataset_input(dataset)])
         now = time.monotonic()
-        if now - self._first_inputs.setdefault(place, now) < DOUBTFUL_INPUT_S:
+        if now - self._first_inputs.setdefault(place, now) < self.doubtful_input_s:
             self._doubtful_inputs[record.run] = dataset
 
     def _mend_input(self, key: str, run_id: str) -> None:

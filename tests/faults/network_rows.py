@@ -47,7 +47,7 @@ def server_absent(stage: Stage) -> Outcome:
     if stage.rng.random() < 0.5:
         stage.wait_for_done(stage.rng.randrange(N_ITEMS))
     else:
-        _join(stage)
+        stage.join()
     stage.server.front.open()
     return stage.end()
 
@@ -63,7 +63,7 @@ def server_restarted(stage: Stage) -> Outcome:
     fault = stage.rng.choice((Fault(before=kill), Fault(after=kill, lost=True)))
     stage.server.front.plan = At({stage.rng.randrange(40)}, fault)
     log_all(stage)
-    _wait_until(lambda: killed.is_set() or not _is_alive(stage), 20.0)
+    _wait_until(lambda: killed.is_set() or not stage.is_alive(), 20.0)
     time.sleep(stage.rng.uniform(0.0, 0.6))
     stage.server.start()
     return stage.end()
@@ -79,7 +79,7 @@ def server_stopped(stage: Stage) -> Outcome:
 
     stage.server.front.plan = At({stage.rng.randrange(40)}, Fault(before=stop))
     log_all(stage)
-    _wait_until(lambda: stopped.is_set() or not _is_alive(stage), 20.0)
+    _wait_until(lambda: stopped.is_set() or not stage.is_alive(), 20.0)
     # Shorter, or longer, than a client waits.
     time.sleep(stage.script.timeout_s * stage.rng.choice((0.3, 1.3)))
     stage.server.go_on()
@@ -111,7 +111,7 @@ def errors(stage: Stage) -> Outcome:
 
     stage.server.front.plan = plan
     log_all(stage)
-    _join(stage)
+    stage.join()
     return stage.end()
 
 
@@ -138,7 +138,7 @@ def tracking_disk_full(stage: Stage) -> Outcome:
 
     stage.server.front.plan = At({stage.rng.randrange(40)}, Fault(before=fill))
     log_all(stage)
-    _wait_until(lambda: full.is_set() or not _is_alive(stage), 20.0)
+    _wait_until(lambda: full.is_set() or not stage.is_alive(), 20.0)
     time.sleep(stage.rng.uniform(0.1, 0.8))
     stage.server.free_disk()
     return stage.end()
@@ -178,7 +178,7 @@ def synced_while_dying(stage: Stage) -> Outcome:
 
 def _met(stage: Stage, plan: At) -> Outcome:
     """Ends the row; a fault that never came about has shown nothing."""
-    _join(stage)
+    stage.join()
     outcome = stage.end()
     if plan.n_met == 0:
         raise AssertionError(f"no request to {plan.endpoint} was met by the fault")
@@ -191,15 +191,6 @@ def _killer(process: Any) -> Callable[[], None]:
             os.kill(process.pid, signal.SIGKILL)
 
     return kill
-
-
-def _is_alive(stage: Stage) -> bool:
-    return any(child.is_alive() for child in stage._children)
-
-
-def _join(stage: Stage) -> None:
-    for child in stage._children:
-        child.join()
 
 
 def _wait_until(what: Callable[[], bool], timeout_s: float) -> None:

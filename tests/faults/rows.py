@@ -33,4 +33,3 @@ ROWS: dict[str, Callable[[Stage], Outcome]] = {
     "journal-torn": journal_rows.torn,
     "journal-flipped": journal_rows.flipped,
 }
-"""Those that need no worker processes begin behind the fifth."""
