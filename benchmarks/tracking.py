@@ -17,6 +17,7 @@ Three tables:
 from __future__ import annotations
 
 import contextlib
+import math
 import multiprocessing
 import socket
 import socketserver
@@ -295,7 +296,15 @@ def time_trials(rounds: int, command: str) -> None:
                 network=Path(home) / "n.keras",
                 checkpoint=Path(home) / f"{ask.number:05d}.checkpoint",
             )
-            task = TrialTask(training, search.name, settings.study_url, ask.trial_id, search.pruner)
+            task = TrialTask(
+                training,
+                search.name,
+                settings.study_url,
+                ask.trial_id,
+                search.pruner,
+                search.goals,
+                -math.inf,
+            )
             search.tell(ask.number, run_trial(task))
 
         def stock() -> None:
