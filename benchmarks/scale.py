@@ -17,8 +17,6 @@ import contextlib
 import dataclasses
 import json
 import logging
-import os
-import signal
 import sqlite3
 import statistics
 import sys
@@ -44,7 +42,7 @@ from experiments.samplers import build_sampler
 from experiments.study import Tally, new_seed
 from experiments.sweep import run_sweep
 from experiments.training import OnEpoch, Trained
-from experiments.trial import LOG_VARIABLE, Fitted, Training, TrialResult
+from experiments.trial import Fitted, Training, TrialResult, leave_terminal
 from mlops.server import open_server
 from mlops.settings import Settings, quiet
 from mlops.sync import sync
@@ -126,12 +124,7 @@ def run_bare(call: Callable[..., TrialResult], epoch_s: float, task: Any) -> Tri
 
 def dask_setup(worker: Any) -> None:
     """Dask calls this when a worker process starts."""
-    with contextlib.suppress(ValueError):  # not the main thread
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
-    file = os.open(os.environ[LOG_VARIABLE], os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
-    os.dup2(file, 1)
-    os.dup2(file, 2)
-    os.close(file)
+    leave_terminal()
 
 
 @contextlib.contextmanager

@@ -333,8 +333,8 @@ def set_up_process(threads: int) -> None:
         tf.config.threading.set_inter_op_parallelism_threads(1)
 
 
-def dask_setup(worker: Any) -> None:
-    """Dask calls this when a worker process starts."""
+def leave_terminal() -> None:
+    """Makes a worker's process deaf to Ctrl-C, and writes what it prints to the workers' log."""
     # A terminal sends Ctrl-C to every process of the sweep; the driver decides what ends when.
     with contextlib.suppress(ValueError):  # not the main thread
         signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -345,4 +345,9 @@ def dask_setup(worker: Any) -> None:
         os.dup2(file, 1)
         os.dup2(file, 2)
         os.close(file)
+
+
+def dask_setup(worker: Any) -> None:
+    """Dask calls this when a worker process starts."""
+    leave_terminal()
     set_up_process(int(os.environ.get(THREADS_VARIABLE, "1")))

@@ -7,6 +7,7 @@ process does that was sent SIGSTOP: it takes requests, and answers none before i
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import random
 import socket
@@ -237,10 +238,8 @@ class _Handler(BaseHTTPRequestHandler):
 
 
 def _break(connection: socket.socket) -> None:
-    try:
+    with contextlib.suppress(OSError):
         connection.shutdown(socket.SHUT_RDWR)
-    except OSError:
-        pass
 
 
 def _refusal(status: int) -> Answer:

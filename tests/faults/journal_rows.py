@@ -14,7 +14,6 @@ from tests.faults.check import Outcome
 from tests.faults.stage import Stage
 from tests.faults.tape import PARENT, Item, Said, list_files
 
-FLUSH_S = 1.0
 N_ITEMS = 80
 
 

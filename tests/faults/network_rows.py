@@ -54,16 +54,11 @@ def server_absent(stage: Stage) -> Outcome:
 
 def server_restarted(stage: Stage) -> Outcome:
     """The server is killed before or after it does what a random request asks, and comes back."""
-    killed = threading.Event()
 
-    def kill() -> None:
-        stage.server.kill()
-        killed.set()
+    def choose(kill: Callable[[], None]) -> Fault:
+        return stage.rng.choice((Fault(before=kill), Fault(after=kill, lost=True)))
 
-    fault = stage.rng.choice((Fault(before=kill), Fault(after=kill, lost=True)))
-    stage.server.front.plan = At({stage.rng.randrange(40)}, fault)
-    log_all(stage)
-    _wait_until(lambda: killed.is_set() or not stage.is_alive(), 20.0)
+    _log_and_harm(stage, stage.server.kill, choose)
     time.sleep(stage.rng.uniform(0.0, 0.6))
     stage.server.start()
     return stage.end()
@@ -71,15 +66,7 @@ def server_restarted(stage: Stage) -> Outcome:
 
 def server_stopped(stage: Stage) -> Outcome:
     """The server is stopped at a random request; what it was sent meanwhile, it does later."""
-    stopped = threading.Event()
-
-    def stop() -> None:
-        stage.server.stop()
-        stopped.set()
-
-    stage.server.front.plan = At({stage.rng.randrange(40)}, Fault(before=stop))
-    log_all(stage)
-    _wait_until(lambda: stopped.is_set() or not stage.is_alive(), 20.0)
+    _log_and_harm(stage, stage.server.stop)
     # Shorter, or longer, than a client waits.
     time.sleep(stage.script.timeout_s * stage.rng.choice((0.3, 1.3)))
     stage.server.go_on()
@@ -130,15 +117,7 @@ def slow_link(stage: Stage) -> Outcome:
 
 def tracking_disk_full(stage: Stage) -> Outcome:
     """From a random request on the database cannot grow; later it can."""
-    full = threading.Event()
-
-    def fill() -> None:
-        stage.server.fill_disk()
-        full.set()
-
-    stage.server.front.plan = At({stage.rng.randrange(40)}, Fault(before=fill))
-    log_all(stage)
-    _wait_until(lambda: full.is_set() or not stage.is_alive(), 20.0)
+    _log_and_harm(stage, stage.server.fill_disk)
     time.sleep(stage.rng.uniform(0.1, 0.8))
     stage.server.free_disk()
     return stage.end()
@@ -174,6 +153,24 @@ def synced_while_dying(stage: Stage) -> Outcome:
     stage.sync()
     kill()
     return stage.end()
+
+
+def _log_and_harm(
+    stage: Stage,
+    harm: Callable[[], None],
+    make_fault: Callable[[Callable[[], None]], Fault] = lambda harm: Fault(before=harm),
+) -> None:
+    """Logs, and harms the server at a random request; returns then, or when nobody logs."""
+    harmed = threading.Event()
+
+    def harm_and_tell() -> None:
+        harm()
+        harmed.set()
+
+    fault = make_fault(harm_and_tell)
+    stage.server.front.plan = At({stage.rng.randrange(40)}, fault)
+    log_all(stage)
+    _wait_until(lambda: harmed.is_set() or not stage.is_alive(), 20.0)
 
 
 def _met(stage: Stage, plan: At) -> Outcome:

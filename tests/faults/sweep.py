@@ -6,13 +6,11 @@ A trial's body is a few pauses that are told as epochs, and what it saves is a n
 
 from __future__ import annotations
 
-import contextlib
 import importlib
 import io
 import json
 import os
 import random
-import signal
 import time
 import zipfile
 from collections.abc import Callable
@@ -50,7 +48,7 @@ from experiments.preparation import load_data
 from experiments.study import Tally
 from experiments.sweep import run_sweep
 from experiments.training import OnEpoch, Trained
-from experiments.trial import LOG_VARIABLE, Fitted, Training, TrialResult
+from experiments.trial import Fitted, Training, TrialResult, leave_terminal
 from mlops.settings import Settings
 from tests.faults.children import Script
 from tests.faults.tape import Item, Tape
@@ -62,7 +60,6 @@ SPACE = {
     "units": optuna.distributions.CategoricalDistribution([16, 32, 64]),
     "learning_rate": optuna.distributions.FloatDistribution(1e-4, 1e-2, log=True),
 }
-TAPES_VARIABLE, PACE_VARIABLE = "_PODIUM_FAULTS_TAPES", "_PODIUM_FAULTS_PACE_S"
 load_data(SweepConfig())  # reads what it needs into this process, for all that are forked from it
 
 
@@ -178,12 +175,8 @@ def run_bare(
 
 
 def dask_setup(worker: Any) -> None:
-    """Dask calls this when a worker process starts; as `experiments.trial` has it."""
-    with contextlib.suppress(ValueError):  # not the main thread
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
-    log = os.open(os.environ[LOG_VARIABLE], os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
-    os.dup2(log, 1)
-    os.dup2(log, 2)
+    """Dask calls this when a worker process starts."""
+    leave_terminal()
 
 
 def write_network(path: Path) -> None:

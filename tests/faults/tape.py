@@ -12,7 +12,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -115,12 +114,6 @@ def read_tapes(folder: Path) -> Said:
 
 def count_done(path: Path) -> int:
     return sum(what == "done" for what, _ in read_tape(path))
-
-
-def wait_for_done(path: Path, wanted: int, alive: Callable[[], bool]) -> None:
-    """Returns once a tape has so many acknowledged items, or its process has ended."""
-    while count_done(path) < wanted and alive():
-        time.sleep(0.002)
 
 
 class LoggedRun:
