@@ -98,6 +98,25 @@ def is_locked(home: Path, sweep: str) -> bool:
     return False
 
 
+def remove_unborn(storage: optuna.storages.RDBStorage, home: Path) -> None:
+    """Removes what is left where a driver of this home died while it made its first study.
+
+    Such a study has no run key, so no driver would go on with it: the same command begins a new
+    sweep. One whose sweep has a whole study, is under way, or was begun in another home is left.
+    """
+    whole = {record.sweep for record in find_studies(storage)}
+    begun_here = [folder.name for folder in (home / "sweeps").glob("*/")]
+    for study in storage.get_all_studies():
+        if "run_key" in study.user_attrs:
+            continue
+        ours = [sweep for sweep in begun_here if study.study_name.startswith(f"{sweep}-")]
+        sweep = max(ours, key=len, default=None)
+        if sweep is None or sweep in whole:
+            continue
+        with contextlib.suppress(MlopsError), lock_sweep(home, sweep):
+            storage.delete_study(study._study_id)
+
+
 def request_stop(storage: optuna.storages.RDBStorage, sweep: str) -> None:
     """Asks the driver of a sweep, wherever it is, to end in good order. It hears of it soon."""
     for record in find_studies(storage):

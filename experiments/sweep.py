@@ -179,7 +179,7 @@ def _choose_sweep(
     config: SweepConfig, settings: Settings, storage: Any, dataset: Dataset, progress: Progress
 ) -> Iterator[str]:
     """Finds the sweep to go on with, or names a new one; holds its lock."""
-    from experiments.studies import find_studies, home_of, is_locked, lock_sweep
+    from experiments.studies import find_studies, home_of, is_locked, lock_sweep, remove_unborn
 
     sweep = config.study
     if sweep is not None:
@@ -199,6 +199,7 @@ def _choose_sweep(
             sweep = record.sweep
             break
     if sweep is None:
+        remove_unborn(storage, settings.home)
         experiment = config.experiment or dataset.name
         sweep = f"{experiment}-{datetime.now(UTC):%Y%m%d-%H%M%S}".replace(" ", "-")
         while is_locked(settings.home, sweep) or any(

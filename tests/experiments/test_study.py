@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import optuna
 import pytest
 import sqlalchemy
 from optuna.distributions import (
@@ -22,7 +23,13 @@ from experiments.architectures import Description
 from experiments.config import SweepConfig
 from experiments.finals import Finals
 from experiments.storage import open_storage
-from experiments.studies import find_studies, is_locked, lock_sweep, request_stop
+from experiments.studies import (
+    find_studies,
+    is_locked,
+    lock_sweep,
+    remove_unborn,
+    request_stop,
+)
 from experiments.study import MAX_ATTEMPTS, Search, open_search, reopen_search
 from experiments.trial import TrialResult
 from mlops.errors import MlopsError, UsageError
@@ -326,6 +333,29 @@ def test_one_driver_a_sweep(tmp_path: Path) -> None:
         ):
             pass
     assert not is_locked(tmp_path, "s")
+
+
+def test_a_study_whose_maker_died_while_making_it_is_removed_unless_it_is_in_use(
+    tmp_path: Path,
+) -> None:
+    storage = open_storage(f"sqlite:///{tmp_path / 'studies.db'}")
+    attrs = {
+        "sweep": "whole",
+        "home": "here",
+        "architecture_path": "thing",
+        "config_fingerprint": "c",
+        "run_key": "key",
+    }
+    open_search(storage, "whole-thing", DESCRIPTION, SweepConfig(trials=1), attrs)
+    born_late = ("whole-other", "dead-a-thing", "held-thing", "elsewhere-thing")
+    for name in born_late:  # what a kill between the making and the run key leaves
+        optuna.create_study(study_name=name, storage=storage)
+    for sweep in ("whole", "dead", "dead-a", "held"):
+        (tmp_path / "sweeps" / sweep).mkdir(parents=True)
+    with lock_sweep(tmp_path, "held"):
+        remove_unborn(storage, tmp_path)
+    left = {study.study_name for study in storage.get_all_studies()}
+    assert left == {"whole-thing", "whole-other", "held-thing", "elsewhere-thing"}
 
 
 def test_a_value_of_zero_is_better_than_a_negative_one(opener: Opener) -> None:
