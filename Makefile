@@ -40,7 +40,7 @@ lint: $(BIN)/.dev     ## Check style, types and the direction of imports.
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy && $(BIN)/lint-imports --no-cache
 
 bench: $(BIN)/.dev    ## Run the benchmarks and print their tables.
-	PATH="$(CURDIR)/$(BIN):$$PATH" sh -c 'for one in sweep tracking serving baselines; do python -m benchmarks.$$one 2>/dev/null || exit 1; done'
+	PATH="$(CURDIR)/$(BIN):$$PATH" sh -c 'for one in sweep threads tracking serving baselines; do python -m benchmarks.$$one || exit 1; done'
 
 bench-scale: $(BIN)/.dev  ## Run 10,000 trials of a millisecond and print what they cost; ARGS="--trials 1000" for fewer.
 	PATH="$(CURDIR)/$(BIN):$$PATH" python -m benchmarks.scale $(ARGS)

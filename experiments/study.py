@@ -381,8 +381,8 @@ def open_search(
     if resumed:
         _check_same(study, description, attrs["config_fingerprint"])
     else:
-        # A study without a run key is one whose maker died just here. Whoever opens it next makes it
-        # whole; where nobody would, `remove_unborn` removes it.
+        # A study without a run key is one whose maker died just here. Whoever opens it next makes
+        # it whole; where nobody would, `remove_unborn` removes it.
         for params in _first_params(storage, description, config):
             study.enqueue_trial(params, skip_if_exists=True)
         # The run key comes last: a study that has one is whole.
