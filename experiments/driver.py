@@ -11,7 +11,6 @@ from __future__ import annotations
 import dataclasses
 import math
 import tempfile
-import threading
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,6 +21,7 @@ from experiments.cluster import Cluster, WorkerDiedError
 from experiments.config import SweepConfig
 from experiments.config_file import write_config
 from experiments.finals import Chosen, Final, Finals
+from experiments.interrupt import Stop
 from experiments.progress import Progress
 from experiments.results import (
     StudyResult,
@@ -57,7 +57,7 @@ class Driver:
 
     Attributes:
         sinks: What the drain has opened, newest last; empty while no tracking server answers.
-        stop: Set from a signal handler; ends the sweep so that the same command goes on.
+        stop: Set by a signal; ends the sweep so that the same command goes on.
     """
 
     config: SweepConfig
@@ -69,7 +69,7 @@ class Driver:
     runs: SweepRuns
     drain: Drain
     sinks: list[MlflowSink]
-    stop: threading.Event
+    stop: Stop
     _searches: list[Search] = field(default_factory=list)
     _out: dict[Any, tuple[Search, Ask, Run]] = field(default_factory=dict)
     _finals_out: dict[Any, tuple[Search, Final, Run]] = field(default_factory=dict)
@@ -203,7 +203,7 @@ class Driver:
         # A server that did not answer until now need not be waited for: the journal keeps it all.
         soon = interrupted or self.drain.problem is not None
         self.stop.clear()  # from here on it ends the waiting: all else is done
-        undelivered = self.drain.flush(FLUSH_SOON_S if soon else FLUSH_S, give_up=self.stop)
+        undelivered = self.drain.flush(FLUSH_SOON_S if soon else FLUSH_S, give_up=self.stop.is_set)
         for sentence in self.sinks[-1].refused if self.sinks else []:
             self.progress.note(f"the tracking server refused a record: {sentence}")
         for sentence in self.drain.dropped:
@@ -227,7 +227,7 @@ class Driver:
             self.runs.stop_parent(search, "FAILED")
         self.runs.journal.close()
         self.stop.clear()
-        self.drain.flush(FLUSH_SOON_S, give_up=self.stop)
+        self.drain.flush(FLUSH_SOON_S, give_up=self.stop.is_set)
 
     def _submit_next(self) -> bool:
         """Submits one trial of the study that has had the fewest; False if none wants one."""

@@ -7,10 +7,8 @@ submits to workers and tells Optuna, until every study has its trials. It import
 from __future__ import annotations
 
 import contextlib
-import signal
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -245,6 +243,7 @@ def _open_driver(
     server_url: Callable[[], str],
 ) -> Iterator[Driver]:
     from experiments.driver import Driver
+    from experiments.interrupt import interruptible
     from experiments.runs import SweepRuns
     from mlops.drain import Drain
     from mlops.journal import Journal
@@ -258,7 +257,7 @@ def _open_driver(
         sinks.append(MlflowSink(open_client(server_url())))
         return sinks[-1]
 
-    with Journal(folder, "driver") as journal, _interruptible() as stop:
+    with Journal(folder, "driver") as journal, interruptible() as stop:
         drain = Drain(folder, open_sink).start()
         runs = SweepRuns(journal, config, dataset, sweep_id)
         driver = Driver(
@@ -272,24 +271,6 @@ def _open_driver(
             raise
         finally:
             drain.stop()
-
-
-@contextlib.contextmanager
-def _interruptible() -> Iterator[threading.Event]:
-    """Turns SIGINT and SIGTERM into an event, so that the end is always an orderly one."""
-    stop = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield stop
-        return
-    before = {
-        number: signal.signal(number, lambda *_: stop.set())
-        for number in (signal.SIGINT, signal.SIGTERM)
-    }
-    try:
-        yield stop
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 @dataclass(frozen=True)

@@ -301,14 +301,14 @@ class Drain:
         if self._thread is not None:
             self._thread.join(timeout_s)
 
-    def flush(self, timeout_s: float, *, give_up: threading.Event | None = None) -> int:
+    def flush(self, timeout_s: float, *, give_up: Callable[[], bool] | None = None) -> int:
         """Delivers until nothing is left or the time is over; returns `undelivered()`.
 
         Tries again while no server answers; ends at once where waiting is of no use.
 
         Args:
             timeout_s: How long to wait, at most.
-            give_up: Ends the wait as soon as it is set, by a signal handler for instance. A
+            give_up: Asked again and again; the wait ends as soon as it returns True. A
                 KeyboardInterrupt ends it, too. The journals keep what is left.
         """
         deadline = time.monotonic() + timeout_s
@@ -322,11 +322,11 @@ class Drain:
             self._stop.set()
         return self.undelivered()
 
-    def _wait_for_thread(self, deadline: float, give_up: threading.Event | None) -> None:
+    def _wait_for_thread(self, deadline: float, give_up: Callable[[], bool] | None) -> None:
         # In short waits: a handler that does not raise would not end a long one.
         while self._thread is not None and self._thread.is_alive():
             left_s = deadline - time.monotonic()
-            if left_s <= 0 or (give_up is not None and give_up.is_set()):
+            if left_s <= 0 or (give_up is not None and give_up()):
                 return
             self._thread.join(min(left_s, HEAR_EVERY_S))
 

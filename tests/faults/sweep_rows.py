@@ -68,8 +68,14 @@ def _start(stage: Stage) -> Any:
 
 
 def _type_again(stage: Stage, driver: Any) -> Any:
-    """Types the same command again, unless the first was over: that would be another sweep."""
+    """Types the same command again, unless the first was over: that would be another sweep.
+
+    Raises:
+        TimeoutError: the first has not ended.
+    """
     driver.join(END_S)
+    if driver.is_alive():
+        raise TimeoutError(f"the driver is alive {END_S:.0f} s after it was told to end")
     return driver if _is_over(stage) else _start(stage)
 
 
@@ -101,13 +107,17 @@ def _finish(stage: Stage, driver: Any) -> Outcome:
     """Ends the row with what a user would do; compares MLflow with what the study says."""
     driver.join(END_S)
     left = []
-    if driver.exitcode != 0 and not _is_over(stage):
+    if driver.is_alive():
+        left.append(f"the last command has not ended in {END_S:.0f} s")
+    elif driver.exitcode != 0 and not _is_over(stage):
         log = stage.settings.home.parent / "driver.log"
         last = log.read_text().strip().splitlines()[-1:]
         left.append(f"the last command ended with {driver.exitcode}: {last}")
     storage = open_storage(stage.settings.study_url)
-    (summary,) = optuna.get_all_study_summaries(storage)
-    study = optuna.load_study(study_name=summary.study_name, storage=storage)
+    names = optuna.get_all_study_names(storage)
+    if len(names) != 1:
+        raise ValueError(f"one sweep was typed, and these studies are there: {names}")
+    study = optuna.load_study(study_name=names[0], storage=storage)
     trials = study.get_trials(deepcopy=False)
     outcome = _compare_study(stage, trials)
     said = _said(stage, study.user_attrs, trials)
