@@ -610,7 +610,7 @@ def test_a_flush_ends_when_it_is_given_up(tmp_path: Path) -> None:
     began = time.monotonic()
     assert drain.flush(60.0, give_up=give_up.is_set) == 5
     assert time.monotonic() - began < 20.0
-    assert drain.flush(60.0, give_up=give_up.is_set) == 5  # a stopped one, that waits for its thread
+    assert drain.flush(60.0, give_up=give_up.is_set) == 5  # waits for its thread
     server.go_on.set()
     wait_until(lambda: drain.undelivered() == 0)
 
