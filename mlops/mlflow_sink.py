@@ -29,6 +29,7 @@ from mlops.creations import Creations
 from mlops.drain import Part, ServerFaultError
 from mlops.errors import first_line
 from mlops.journal import Record
+from mlops.machine_lock import machine_lock
 from mlops.mlflow_store import (
     REFUSALS,
     ensure_experiment,
@@ -39,6 +40,7 @@ from mlops.run_batches import Batch, Batches, merge
 from mlops.run_lookup import Recent, RunLookup
 from mlops.tracking import MODEL_PATH, RUN_KEY
 
+FIRST_INPUT_WAIT_S = 30.0
 N_REFUSED = 100
 PARAM_CHARACTERS = 6000
 TAG_CHARACTERS = 8000
@@ -227,11 +229,16 @@ class MlflowSink:
         """Logs the dataset that a run was made with.
 
         Of two writers who are the first with a dataset, MLflow keeps one's: the other's inputs lead
-        nowhere then. So what was logged near the first time is looked at again at the run's end.
+        nowhere then. So those of one machine do it one after another; for those of others, what was
+        logged near the first time is looked at again at the run's end.
         """
         dataset = record.fields["dataset"]
         place = (record.fields["experiment"], dataset["name"], dataset["fingerprint"])
-        self.client.log_inputs(run_id, [_dataset_input(dataset)])
+        with contextlib.ExitStack() as stack:
+            if place not in self._first_inputs:
+                what = json.dumps([self.client.tracking_uri, *place])
+                stack.enter_context(machine_lock(what, wait_s=FIRST_INPUT_WAIT_S))
+            self.client.log_inputs(run_id, [_dataset_input(dataset)])
         now = time.monotonic()
         if now - self._first_inputs.setdefault(place, now) < self.doubtful_input_s:
             self._doubtful_inputs[record.run] = dataset

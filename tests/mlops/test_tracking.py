@@ -629,6 +629,41 @@ def test_a_trial_takes_four_requests_its_params_and_metrics_go_out_together(
         assert found.data.tags["mlops.note"] == str(number)
 
 
+def test_two_that_are_the_first_with_a_dataset_log_it_one_after_the_other(
+    store: Any, tmp_path: Path
+) -> None:
+    """Of two at once MLflow would keep one's input: the other's leads nowhere then."""
+
+    class Slow(FlakyClient):
+        under_way = 0
+        most = 0
+
+        def log_inputs(self, *args: Any) -> None:
+            Slow.under_way += 1
+            Slow.most = max(Slow.most, Slow.under_way)
+            time.sleep(0.2)
+            Slow.under_way -= 1
+            store.log_inputs(*args)
+
+    ensure_experiment(store, "digits")
+    runs = []
+    threads = []
+    for number in range(3):
+        folder = tmp_path / str(number)
+        with Journal(folder, "first") as journal:
+            run = Run.create(journal, experiment="digits", name=f"first {number}", dataset=DATASET)
+            run.end("FINISHED")
+            runs.append(run)
+        threads.append(threading.Thread(target=deliver, args=(Slow(store, []), folder)))
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert Slow.most == 1
+    for run in runs:
+        assert len(get_run(store, run).inputs.dataset_inputs) == 1
+
+
 def test_what_a_dead_drain_may_have_sent_is_looked_up_at_once(store: Any, folder: Path) -> None:
     trials = write_trials(folder, 12)
     # It died before it noted what it sent: half of the creations are there.
