@@ -14,8 +14,8 @@ from tests.faults.recorder import Recorder
 from tests.faults.tape import Item, Said, digest
 
 STAGING = ".artifact.uploading."
-"""MLflow's own files while something is uploaded. One that is left, empty, where a client breaks off
-at the very start it neither lists nor downloads: it is no artifact."""
+"""MLflow's own files while something is uploaded. One may be left, empty, where a client breaks off
+at the very start. MLflow neither lists nor downloads it: it is no artifact."""
 
 
 @dataclass(frozen=True, slots=True)
