@@ -18,9 +18,9 @@ from optuna.trial import FrozenTrial, TrialState
 from experiments.architectures import Description, Params
 from experiments.config import SweepConfig
 from experiments.goals import METRICS, Goals, goals_of, to_attrs
-from experiments.ledger import Ledger
 from experiments.samplers import build_pruner, build_sampler
 from experiments.space import grid_cell
+from experiments.standing import Standing
 from experiments.trial import TrialResult
 from experiments.warm_start import find_warm_params
 from mlops.errors import UsageError
@@ -86,7 +86,7 @@ class Search:
         self._storage = _find_storage(study, self._resolved)
         self._ids: dict[int, int] = {}
         """Of the trials under way."""
-        self._ledger = Ledger(self.goals, study.get_trials(deepcopy=False))
+        self._standing = Standing(self.goals, study.get_trials(deepcopy=False))
 
     @property
     def name(self) -> str:
@@ -119,20 +119,20 @@ class Search:
         """Proposes the next trial, or None when enough are finished or under way."""
         if self.has_enough:
             return None
-        ledger = self._ledger
-        if self._resolved.sampler == "grid" and not ledger.count(TrialState.WAITING):
+        standing = self._standing
+        if self._resolved.sampler == "grid" and not standing.count(TrialState.WAITING):
             self._enqueue_cell()
         # A sampler as fresh as the trial: what is proposed depends on the trials so far, and not on
         # how often the sweep was interrupted. One that lives on would begin its stream again.
         self.study.sampler = build_sampler(
             self._resolved,
-            new_seed(self.config.seed, self.description.name, "sampler", ledger.n_trials),
+            new_seed(self.config.seed, self.description.name, "sampler", standing.n_trials),
         )
         trial = self.study.ask(self._space)
         attrs = trial.user_attrs
         seed = attrs.get("seed", self._seed(trial.number))
         trial.set_user_attr("seed", seed)
-        ledger.note(trial.number, TrialState.RUNNING, attrs)
+        standing.note(trial.number, TrialState.RUNNING, attrs)
         self._ids[trial.number] = trial._trial_id
         return Ask(
             trial_id=trial._trial_id,
@@ -146,16 +146,16 @@ class Search:
     @property
     def has_enough(self) -> bool:
         """Tells whether no more trials are wanted, counting those under way."""
-        n_counted = self._ledger.count(TrialState.COMPLETE, TrialState.PRUNED, TrialState.RUNNING)
+        n_counted = self._standing.count(TrialState.COMPLETE, TrialState.PRUNED, TrialState.RUNNING)
         if self.gave_up is not None or n_counted >= self.config.trials:
             return True
-        if self._resolved.sampler != "grid" or self._ledger.count(TrialState.WAITING):
+        if self._resolved.sampler != "grid" or self._standing.count(TrialState.WAITING):
             return False
         return self._next_cell() is None
 
     def _next_cell(self) -> tuple[int, Params] | None:
         """Returns the first cell of the grid that was not asked for; None past the last one."""
-        index = 1 + self._ledger.last_cell
+        index = 1 + self._standing.last_cell
         seed = new_seed(self.config.seed, self.description.name, "grid")
         cell = grid_cell(self._space, seed, index)
         return None if cell is None else (index, cell)
@@ -168,9 +168,9 @@ class Search:
 
     def _enqueue(self, params: Params, attrs: dict[str, Any]) -> None:
         """Makes a trial with these params the next to be asked for, but for those that wait."""
-        number = self._ledger.n_trials  # numbers count from 0, and no one else makes trials
+        number = self._standing.n_trials  # numbers count from 0, and no one else makes trials
         self.study.enqueue_trial(params, user_attrs=attrs)
-        self._ledger.note(number, TrialState.WAITING, attrs)
+        self._standing.note(number, TrialState.WAITING, attrs)
 
     def set_run_key(self, ask: Ask, run_key: str) -> None:
         self._storage.set_trial_user_attr(ask.trial_id, "run_key", run_key)
@@ -193,12 +193,12 @@ class Search:
         self._ids.pop(number, None)
         if state is not TrialState.COMPLETE:
             self.study.tell(number, state=state, skip_if_finished=True)
-            self._ledger.note(number, state, {k: v for k, v in attrs.items() if v is not None})
+            self._standing.note(number, state, {k: v for k, v in attrs.items() if v is not None})
             return
         assert result.value is not None
         metrics = {self.goals.quality.name: result.value, **(result.metrics or {})}
         self.study.tell(number, self.goals.values(metrics), state=state, skip_if_finished=True)
-        self._ledger.note_complete(number, metrics, lambda: self._storage.get_trial(trial_id))
+        self._standing.note_complete(number, metrics, lambda: self._storage.get_trial(trial_id))
 
     def retry(self, number: int, reason: str, *, charge: bool) -> bool:
         """Fails a trial whose process is gone, and enqueues the same params and seed afresh.
@@ -221,7 +221,7 @@ class Search:
             return False
         self.study.tell(number, state=TrialState.FAIL, skip_if_finished=True)
         self._ids.pop(number, None)
-        self._ledger.note(number, TrialState.FAIL, {})
+        self._standing.note(number, TrialState.FAIL, {})
         self._enqueue(
             trial.params,
             {
@@ -238,13 +238,13 @@ class Search:
         return bool(self._trial(number).user_attrs.get("started"))
 
     def tally(self) -> Tally:
-        ledger, best = self._ledger, self.best()
+        standing, best = self._standing, self.best()
         return Tally(
             target=self.config.trials,
-            n_complete=ledger.count(TrialState.COMPLETE),
-            n_pruned=ledger.count(TrialState.PRUNED),
+            n_complete=standing.count(TrialState.COMPLETE),
+            n_pruned=standing.count(TrialState.PRUNED),
             # An attempt that was made again is part of the trial that replaced it.
-            n_failed=ledger.count(TrialState.FAIL) - ledger.n_retries,
+            n_failed=standing.count(TrialState.FAIL) - standing.n_retries,
             value=None if best is None else self.goals.quality_of(best),
         )
 
@@ -253,11 +253,11 @@ class Search:
 
         Only trials that keep all requirements count.
         """
-        return next(iter(self._ledger.best), None)
+        return next(iter(self._standing.best), None)
 
     def members(self) -> tuple[FrozenTrial, ...]:
         """Returns the trials that no other beats, best quality first: with one objective one."""
-        return tuple(self._ledger.best)
+        return tuple(self._standing.best)
 
     def set_candidate(self, run_key: str) -> None:
         """Notes that a run's network is registered (its version follows when delivered)."""
@@ -315,10 +315,10 @@ class Search:
     @property
     def gave_up(self) -> str | None:
         """Why no more trials are asked for, if so many failed that something else is wrong."""
-        ledger = self._ledger
-        if ledger.n_errors < max(3, self.config.trials // 2):
+        standing = self._standing
+        if standing.n_errors < max(3, self.config.trials // 2):
             return None
-        return f"{ledger.n_errors} trials failed, the last with: {ledger.last_error}"
+        return f"{standing.n_errors} trials failed, the last with: {standing.last_error}"
 
     @property
     def stop_requested(self) -> bool:

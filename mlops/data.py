@@ -158,7 +158,7 @@ def load_dataset(
     classes, y = np.unique(rows.labels, return_inverse=True)
     y = y.astype("<i8")
     class_names = tuple(str(value) for value in classes.tolist())
-    split = _split(_row_contents(x, rows), rows.is_test, split_seed)
+    split = _split(_row_contents(x, rows.ragged, rows.categories), rows.is_test, split_seed)
     _check_coverage(rows, y, split, class_names)
     train, val = (np.flatnonzero(split == PARTS.index(part)) for part in ("train", "val"))
     header = {
@@ -187,6 +187,40 @@ def load_dataset(
         categories=rows.categories,
         notes=rows.notes,
     )
+
+
+def count_shared(test_of: Dataset, others: Dataset) -> int:
+    """Returns how many test rows of one dataset stand in another's train or val part.
+
+    Rows are the same by content, as the split has it: categories by name, sequences without their
+    padding, whatever their labels. Where rows differ in kind, dtype, shape or the columns' names
+    none is shared.
+
+    Example:
+        >>> digits = load_dataset("digits")
+        >>> count_shared(digits, digits), count_shared(digits, load_dataset("digits", split_seed=1))
+        (0, 318)
+    """
+    if _layout(test_of) != _layout(others):
+        return 0
+    known = set(_content_digests(others, others.split < PARTS.index("test")))
+    asked = _content_digests(test_of, test_of.split == PARTS.index("test"))
+    return sum(digest in known for digest in asked)
+
+
+def _layout(dataset: Dataset) -> tuple[Any, ...]:
+    """Returns what two datasets have in common where the bytes of their rows compare."""
+    spec, shape = dataset.input, dataset.x.shape[1:]
+    if spec.kind == "sequence":  # of any length; ragged ones say in a feature what is padding
+        shape = (shape[-1] - spec.ragged,)
+    names = None if spec.columns is None else [column.name for column in spec.columns]
+    return spec.kind, spec.dtype, shape, names
+
+
+def _content_digests(dataset: Dataset, which: np.ndarray) -> Iterator[bytes]:
+    x = dataset.x[which]
+    for content in _row_contents(x, dataset.input.ragged, dataset.categories) if len(x) else ():
+        yield hashlib.blake2b(content, digest_size=16).digest()
 
 
 def _as_kind(rows: Rows, kind: Kind | None) -> tuple[Kind, np.ndarray]:
@@ -219,15 +253,17 @@ def _as_kind(rows: Rows, kind: Kind | None) -> tuple[Kind, np.ndarray]:
     return "image", x
 
 
-def _row_contents(x: np.ndarray, rows: Rows) -> Iterator[bytes | memoryview]:
+def _row_contents(
+    x: np.ndarray, ragged: bool, categories: Categories | None
+) -> Iterator[bytes | memoryview]:
     """Yields the bytes of each row that decide its part: what stays when other rows are added."""
-    if rows.ragged:  # the longest sequence decides the padding of all
+    if ragged:  # the longest sequence decides the padding of all
         for row in to_sequences(x):
             yield np.ascontiguousarray(row).tobytes()
         return
-    if rows.categories is not None:  # a new category moves the index of others
+    if categories is not None:  # a new category moves the index of others
         x = np.concatenate(
-            [_cell_contents(x[:, i], known) for i, known in enumerate(rows.categories)], axis=1
+            [_cell_contents(x[:, i], known) for i, known in enumerate(categories)], axis=1
         )
     content = x.reshape(-1).view(np.uint8).data
     size = len(content) // len(x)

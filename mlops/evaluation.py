@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -14,6 +14,12 @@ from mlops.inputs import InputSpec
 from mlops.scoring import reconstruction_error
 
 CLASSIFIER_METRICS = ("accuracy", "balanced_accuracy", "macro_f1")
+
+N_RESAMPLES: Final = 2000
+"""Resamples of a bootstrap; the ends of a 95 % interval then rest on 50 of them each."""
+
+Floats = npt.NDArray[np.float64]
+Ints = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,16 +64,181 @@ def classifier_metrics(
         >>> classifier_metrics([0, 0, 0, 1], [0, 0, 1, 1], 2)["balanced_accuracy"]
         0.75
     """
+    hits, n_true, n_named = _class_counts(answers, labels, n_classes)
+    return {name: float(value) for name, value in _metrics(hits, n_true, n_named).items()}
+
+
+def _class_counts(
+    answers: npt.ArrayLike, labels: npt.ArrayLike, n_classes: int
+) -> tuple[Ints, Ints, Ints]:
+    """Returns, for each class, the rows named rightly, of that class, and named as it."""
     named, truth = np.asarray(answers), np.asarray(labels)
-    hits = np.bincount(truth[named == truth], minlength=n_classes)
-    n_true = np.bincount(truth, minlength=n_classes)
-    n_named = np.bincount(named[named >= 0], minlength=n_classes)
-    there = n_true > 0
+    return (
+        np.bincount(truth[named == truth], minlength=n_classes),
+        np.bincount(truth, minlength=n_classes),
+        np.bincount(named[named >= 0], minlength=n_classes),
+    )
+
+
+def _metrics(
+    hits: npt.NDArray[Any], n_true: npt.NDArray[Any], n_named: npt.NDArray[Any]
+) -> dict[str, Any]:
+    """The formulas of `classifier_metrics` over the last axis: (..., classes) to (...)."""
+    n_there = (n_true > 0).sum(axis=-1)
+    # A class without rows has no hits: it adds 0 to the sums, whatever it is divided by.
+    recall = hits / np.maximum(n_true, 1)
+    f1 = 2.0 * hits / np.maximum(n_true + n_named, 1)
     return {
-        "accuracy": float(hits.sum() / len(truth)),
-        "balanced_accuracy": float((hits[there] / n_true[there]).mean()),
-        "macro_f1": float((2.0 * hits[there] / (n_true + n_named)[there]).mean()),
+        "accuracy": hits.sum(axis=-1) / n_true.sum(axis=-1),
+        "balanced_accuracy": recall.sum(axis=-1) / n_there,
+        "macro_f1": f1.sum(axis=-1) / n_there,
     }
+
+
+@dataclass(frozen=True, slots=True)
+class ClassScore:
+    """What a classifier is worth on one class: 0 to 1, 0 where it is 0/0; and the class's rows."""
+
+    precision: float
+    recall: float
+    f1: float
+    n_rows: int
+
+
+def per_class_table(
+    answers: npt.ArrayLike, labels: npt.ArrayLike, n_classes: int
+) -> tuple[ClassScore, ...]:
+    """Returns the worth on each class, in the order of the classes; arguments as above."""
+    counts = _class_counts(answers, labels, n_classes)
+    return tuple(
+        ClassScore(
+            precision=hits / max(named, 1),
+            recall=hits / max(true, 1),
+            f1=2.0 * hits / max(true + named, 1),
+            n_rows=true,
+        )
+        for hits, true, named in zip(*(one.tolist() for one in counts), strict=True)
+    )
+
+
+def named_classes(probabilities: npt.ArrayLike) -> Ints:
+    """Returns the index of the class that each row of `(n, classes)` names; -1 if not finite."""
+    answers = np.asarray(probabilities, dtype=np.float64)
+    finite: npt.NDArray[np.bool_] = np.asarray(np.isfinite(answers).all(axis=1))
+    return np.where(finite, np.where(finite[:, None], answers, 0.0).argmax(axis=1), -1)
+
+
+def expected_calibration_error(
+    probabilities: npt.ArrayLike, labels: npt.ArrayLike, n_bins: int = 15
+) -> float:
+    """Returns how far confidence is from accuracy, 0 to 1; NaN if no row is finite.
+
+    `sum over bins of |B|/n * |accuracy(B) - confidence(B)|`, rows binned by the probability of the
+    class that they name, in equal widths, open at the left (Guo et al. 2017, section 2, equations
+    2 and 3). Rows that are not finite are left out.
+
+    Args:
+        probabilities: (n, classes).
+        labels: (n,) index of the true class.
+        n_bins: Number of bins.
+    """
+    named = named_classes(probabilities)
+    finite = named >= 0
+    if not finite.any():
+        return float("nan")
+    confidence = np.asarray(probabilities, dtype=np.float64)[finite].max(axis=1)
+    right = named[finite] == np.asarray(labels)[finite]
+    index = np.clip(np.ceil(confidence * n_bins).astype(np.int64) - 1, 0, n_bins - 1)
+    gaps = np.bincount(index, weights=right - confidence, minlength=n_bins)
+    return float(np.abs(gaps).sum() / len(right))
+
+
+# What a metric is worth as an estimate. The rows are drawn anew, with the models' answers to them.
+
+
+def interval(
+    answers: npt.ArrayLike, labels: Ints | None, metric: str, confidence: float = 0.95
+) -> tuple[float, float]:
+    """Returns the percentile bootstrap interval of a metric (Efron & Tibshirani 1993, ch. 13).
+
+    Args:
+        answers: Probabilities (n, classes) of a classifier, or ELBO (n,) of a VAE.
+        labels: (n,) index of the true class; None for a VAE.
+        metric: One of `CLASSIFIER_METRICS`; of no account for a VAE.
+        confidence: Share of resamples inside, between 0 and 1.
+    """
+    return percentiles(resample([np.asarray(answers)], labels, metric)[1:, 0], confidence)
+
+
+def percentiles(draws: Floats, confidence: float) -> tuple[float, float]:
+    """Returns the two values between which a share `confidence` of the draws lies."""
+    low, high = np.quantile(draws, [(1.0 - confidence) / 2.0, (1.0 + confidence) / 2.0])
+    return float(low), float(high)
+
+
+def resample(answers: Sequence[npt.NDArray[Any]], labels: Ints | None, metric: str) -> Floats:
+    """Returns a metric of several models on the same resampled rows, for paired comparison.
+
+    Args:
+        answers: Of each model, on the same rows, as in `interval`. Rows for which one of several
+            VAEs has no finite answer are left out; NaN if none is left.
+        labels: As in `interval`.
+        metric: As in `interval`.
+
+    Returns:
+        (1 + N_RESAMPLES, models): first the metric on the rows themselves, then on each resample.
+        The same arguments give the same values.
+    """
+    if labels is None:
+        elbo = np.stack(answers)
+        elbo = elbo[:, np.isfinite(elbo).all(axis=0)]
+        n_rows = elbo.shape[1]
+        if n_rows == 0:
+            return np.full((1 + N_RESAMPLES, len(answers)), np.nan)
+        # A row is a kind of its own.
+        return np.concatenate([c @ elbo.T / n_rows for c in _draws(np.ones(n_rows, np.int64))])
+    named = np.stack([labels, *map(named_classes, answers)])
+    kinds, sizes = np.unique(named, axis=1, return_counts=True)
+    n_classes = max(one.shape[1] for one in answers)
+    return np.concatenate([_weighted(c, kinds, n_classes, metric) for c in _draws(sizes)])
+
+
+def _weighted(counts: Floats, kinds: Ints, n_classes: int, metric: str) -> Floats:
+    """The metric of each model where `counts[r, k]` rows are of kind k; (resamples, models).
+
+    A kind is a true class and the class that each model names: `kinds` is (1 + models, kinds).
+    """
+    classes = np.arange(n_classes)
+    is_true = kinds[0][:, None] == classes
+    n_true = counts @ is_true
+    values = []
+    for named in kinds[1:]:
+        is_named = named[:, None] == classes
+        found = _metrics(counts @ (is_true & is_named), n_true, counts @ is_named)
+        values.append(found[metric])
+    return np.stack(values, axis=1)
+
+
+def _draws(sizes: Ints) -> Iterator[Floats]:
+    """Yields how many rows of each kind there are: first `sizes`, then those of each resample.
+
+    Rows of one kind are alike, so a resample is known by its counts. In slices (resamples, kinds),
+    so that memory stays bounded.
+    """
+    yield sizes[None].astype(np.float64)
+    random = np.random.default_rng(0)
+    n_rows, n_kinds = int(sizes.sum()), len(sizes)
+    kind_of = np.repeat(np.arange(n_kinds), sizes)
+    step = max(1, 2**22 // n_rows)
+    for start in range(0, N_RESAMPLES, step):
+        n = min(step, N_RESAMPLES - start)
+        if 6 * n_kinds < n_rows:  # one draw of a count costs as much as six of a row
+            counts = random.multinomial(n_rows, sizes / n_rows, size=n)
+        else:
+            drawn = kind_of[random.integers(n_rows, size=(n, n_rows))]
+            drawn += n_kinds * np.arange(n)[:, None]
+            counts = np.bincount(drawn.ravel(), minlength=n * n_kinds).reshape(n, n_kinds)
+        yield counts.astype(np.float64)
 
 
 def score_classifier(
@@ -79,27 +250,34 @@ def score_classifier(
     """
     answers = np.asarray(probabilities, dtype=np.float64)
     truth = np.asarray(labels)
-    finite: npt.NDArray[np.bool_] = np.asarray(np.isfinite(answers).all(axis=1))
-    named = np.where(finite, np.where(finite[:, None], answers, 0.0).argmax(axis=1), -1)
+    named = named_classes(answers)
     values = classifier_metrics(named, truth, answers.shape[1])
     return Score(
         metric=metric,
         value=values[metric],
         chance=chance_metrics(truth)[metric],
         n_rows=len(truth),
-        n_not_finite=int((~finite).sum()),
+        n_not_finite=int((named < 0).sum()),
         values=values,
         per_row=(named == truth).astype(np.float64),
     )
 
 
 def score_vae(answers: Sequence[dict[str, float]], chance: float) -> Score:
-    """Scores a packaged VAE's answers: the ELBO at the posterior mean, nats a row.
+    """Scores a packaged VAE's answers; the ELBO is the negative of their anomaly score."""
+    scores = [answer["anomaly_score"] for answer in answers]
+    return score_elbo(-np.array(scores, dtype=np.float64), chance)
 
-    It is the negative anomaly score. No noise is drawn, so it is above the ELBO of training by the
-    noise's share, and two models compare exactly.
+
+def score_elbo(elbo: npt.NDArray[np.float64], chance: float) -> Score:
+    """Scores a VAE by its ELBO at the posterior mean, (n,), nats a row.
+
+    No noise is drawn, so it is above the ELBO of training by the noise's share, and two models
+    compare exactly.
+
+    Args:
+        chance: As `chance_elbo` gives it.
     """
-    elbo = -np.array([answer["anomaly_score"] for answer in answers], dtype=np.float64)
     finite = np.isfinite(elbo)
     value = float(elbo[finite].mean()) if finite.any() else float("-inf")
     return Score(

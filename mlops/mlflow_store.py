@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import secrets
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -17,7 +18,7 @@ from mlops.server import is_loopback
 from mlops.settings import Settings
 from mlops.supervisor import create_database
 
-LAST_FILES = ("MLmodel", "release.json", "model.sig")
+LAST_FILES = ("MLmodel", "golden.json", "release.json", "model.sig")
 """Files that are uploaded after all others, in this order: with them a folder counts as whole."""
 
 REFUSALS = frozenset(
@@ -75,11 +76,20 @@ def open_store_client(settings: Settings) -> Any:
     return open_client(settings.direct_uri)
 
 
-def upload(client: Any, run_id: str, source: Path, folder: str) -> None:
+def upload(
+    client: Any,
+    run_id: str,
+    source: Path,
+    folder: str,
+    after_each: Callable[[], None] = lambda: None,
+) -> None:
     """Uploads a file, or a folder's files one by one, those that make it valid last.
 
     MLflow moves one file into place at once, but not a folder: killed in between, this leaves a
     folder without its last files, which nobody takes for a model.
+
+    Args:
+        after_each: Called after each file of a folder.
     """
     if source.is_file():
         client.log_artifact(run_id, str(source), folder or None)
@@ -90,6 +100,7 @@ def upload(client: Any, run_id: str, source: Path, folder: str) -> None:
         inside = path.parent.relative_to(source).as_posix()
         target = "/".join(part for part in (folder, inside) if part not in ("", "."))
         client.log_artifact(run_id, str(path), target or None)
+        after_each()
 
 
 def ensure_experiment(client: Any, name: str) -> str:

@@ -40,10 +40,13 @@ if TYPE_CHECKING:
 FORMAT: Final = 1
 PACKAGES: Final = ("mlflow", "keras", "tensorflow", "numpy", "pandas", "pillow")
 """What a packaged model needs installed to answer."""
+RELEASE_FILES: Final = ("golden.json", "release.json", "model.sig")
+"""What a release's folder holds besides, in the order in which they are written."""
 
 _NETWORK: Final = "data/model.keras"
 _SCORING: Final = Path(__file__).with_name("scoring.py")
 _HISTORY: Final = Path(__file__).with_name("scoring_history.txt")
+_REVOKED: Final = Path(__file__).with_name("scoring_revoked.txt")
 _SIGNATURE: Final = {
     "inputs": None,
     "outputs": None,
@@ -178,11 +181,8 @@ def build_model_folder(network: Path, spec: ModelSpec, folder: Path) -> None:
         raise StructureError(f"{folder} exists; expected a new name for a model folder.")
     scoring = _SCORING.read_bytes()
     loader = _loader(scoring)
-    with network.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256")
-    digest.update(json.dumps(spec.to_json()).encode())
     python = platform.python_version()
-    mlmodel = _mlmodel(spec, loader, python, version("mlflow"), digest.hexdigest()[:32])
+    mlmodel = _mlmodel(spec, loader, python, version("mlflow"), _model_uuid(network, spec))
     partial = folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:8]}")
     try:
         (partial / "data").mkdir(parents=True)
@@ -200,13 +200,24 @@ def build_model_folder(network: Path, spec: ModelSpec, folder: Path) -> None:
         raise
 
 
-def load_model(folder: Path) -> Any:
+def _model_uuid(network: Path, spec: ModelSpec) -> str:
+    """Binds the network's bytes and the specification: one that was swapped is found."""
+    with network.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256")
+    digest.update(json.dumps(spec.to_json()).encode())
+    return digest.hexdigest()[:32]
+
+
+def load_model(folder: Path, vouched_scoring: str | None = None) -> Any:
     """Checks the folder, then returns it as an `mlflow.pyfunc.PyFuncModel`, warm.
+
+    Args:
+        vouched_scoring: As for `check_model_folder`.
 
     Raises:
         StructureError: The check refuses it, or Keras cannot load what the check lets through.
     """
-    check_model_folder(folder)
+    check_model_folder(folder, vouched_scoring)
     import mlflow.pyfunc
 
     try:
@@ -229,19 +240,23 @@ def _hushed() -> Iterator[None]:
             os.close(before)
 
 
-def check_model_folder(folder: Path) -> ModelSpec:
+def check_model_folder(folder: Path, vouched_scoring: str | None = None) -> ModelSpec:
     """Returns what the model is, having found in `folder` only what Podium writes.
 
     Imports and loads nothing from the folder. Besides the files of format 1 there may be
-    `registered_model_meta` (MLflow writes it when it downloads a version), `release.json` and
-    `model.sig`, which only the check of a release judges.
+    `registered_model_meta` (MLflow writes it when it downloads a version) and `RELEASE_FILES`,
+    which only the check of a release judges.
+
+    Args:
+        vouched_scoring: SHA-256 of a scoring file that a verified signature vouches for, so that a
+            release still loads where its scoring file is not known; not if it is revoked.
 
     Raises:
         StructureError: One sentence: the file, and what is wrong with it.
     """
-    code = _check_files(folder)
-    _check_code(code)
-    spec = _check_mlmodel(folder, code.stem)
+    code = check_files(folder)
+    _check_code(code, vouched_scoring)
+    spec, model_uuid = _check_mlmodel(folder, code.stem)
     meta = folder / "registered_model_meta"
     if meta.exists():
         values = _read_yaml(meta)
@@ -251,16 +266,28 @@ def check_model_folder(folder: Path) -> ModelSpec:
             refuse_model(meta.name, "holds something else than a name and a version")
     network = check_network(folder / _NETWORK, _NETWORK)
     _check_fit(network, spec)
+    # Last, so that what could do harm is named for what it is.
+    if model_uuid != _model_uuid(folder / _NETWORK, spec):
+        refuse_model(_NETWORK, "is not the network that MLmodel was written for: it was changed")
     return spec
+
+
+def scoring_digest(folder: Path) -> str:
+    """Returns the SHA-256 of a model folder's scoring file."""
+    return hashlib.sha256(_read(check_files(folder)).encode()).hexdigest()
 
 
 # The folder.
 
 
-def _check_files(folder: Path) -> Path:
-    """Exactly our files, none of them a link; returns the code file."""
+def check_files(folder: Path) -> Path:
+    """Exactly our files, none of them a link; returns the code file.
+
+    Raises:
+        StructureError: another file, a link, or one that is missing.
+    """
     expected = {"MLmodel", "python_env.yaml", "requirements.txt"}
-    optional = {"registered_model_meta", "release.json", "model.sig"}
+    optional = {"registered_model_meta", *RELEASE_FILES}
     if not folder.is_dir():
         refuse_model(str(folder), "is not a folder")
     files = _entries(folder, "", {"data", "code"})
@@ -322,18 +349,27 @@ def _loader(scoring: bytes) -> str:
     return f"podium_scoring_{hashlib.sha256(scoring).hexdigest()[:12]}"
 
 
-def _check_code(code: Path) -> None:
+def _check_code(code: Path, vouched: str | None) -> None:
     content = _read(code).encode()
     if _loader(content) != code.stem:
         refuse_model(f"code/{code.name}", "is not named after its content: it was changed")
     # The whole hash, not the twelve digits of the name: those can be forged.
-    history = [line.split("#", 1)[0].strip() for line in _HISTORY.read_text("utf-8").splitlines()]
-    known = {hashlib.sha256(_SCORING.read_bytes()).hexdigest(), *filter(None, history)}
-    if hashlib.sha256(content).hexdigest() not in known:
+    digest = hashlib.sha256(content).hexdigest()
+    if digest in _hashes(_REVOKED):
+        refuse_model(
+            f"code/{code.name}", "is a scoring file that was revoked; promote the model anew"
+        )
+    own = hashlib.sha256(_SCORING.read_bytes()).hexdigest()
+    if digest not in {own, vouched, *_hashes(_HISTORY)}:
         refuse_model(
             f"code/{code.name}",
             "is not a scoring file this Podium knows; upgrade Podium or package the model again",
         )
+
+
+def _hashes(path: Path) -> set[str]:
+    lines = (line.split("#", 1)[0].strip() for line in path.read_text("utf-8").splitlines())
+    return set(filter(None, lines))
 
 
 def _mlmodel(
@@ -367,8 +403,11 @@ def _python_env(python: str) -> dict[str, Any]:
     return {"python": python, "dependencies": ["-r requirements.txt"]}
 
 
-def _check_mlmodel(folder: Path, loader: str) -> ModelSpec:
-    """MLmodel, python_env.yaml and requirements.txt are exactly what Podium would write."""
+def _check_mlmodel(folder: Path, loader: str) -> tuple[ModelSpec, str]:
+    """MLmodel, python_env.yaml and requirements.txt are exactly what Podium would write.
+
+    Returns the specification and the model_uuid.
+    """
     lines = _read(folder / "requirements.txt").splitlines()
     pins = dict(zip(PACKAGES, lines, strict=False))
     if len(lines) != len(PACKAGES) or not all(
@@ -399,7 +438,7 @@ def _check_mlmodel(folder: Path, loader: str) -> ModelSpec:
         )
     if _read_yaml(folder / "python_env.yaml") != _python_env(python):
         refuse_model("python_env.yaml", "differs from what Podium writes")
-    return spec
+    return spec, model_uuid
 
 
 def _first_difference(found: Any, expected: Any, path: str = "") -> str:

@@ -5,23 +5,29 @@
 A candidate is a version of `<name>-candidates`, made by a sweep. A release is a version of
 `<name>`, made by a promotion: its bytes are a copy in the experiment `<name>-releases`, where
 sweeps do not write. The alias `champion` of `<name>` points at the release that is served.
+`alias.py` alone calls `move_alias`, since it writes the ledger too.
 """
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+import hashlib
+import json
+import tempfile
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mlops.errors import MlopsError, choose, first_line
+from mlops.errors import MlopsError, UsageError, choose, first_line
 from mlops.evaluation import CLASSIFIER_METRICS
 from mlops.mlflow_store import ensure_experiment, ensure_registered_model, upload
 from mlops.tracking import MODEL_PATH
+from registry.failpoints import failpoint
 
 CHAMPION = "champion"
 RELEASE_PATH = "release"
+ALTERED_TAG = "mlops.altered"
 CANDIDATE_TAG = "mlops.candidate"
 DECISION_TAG = "mlops.decision"
 RELEASE_TAG = "mlops.release"
@@ -33,7 +39,7 @@ class Candidate:
 
     Attributes:
         value: The study's objective on the validation split; higher is better.
-        decision: "promoted" or "rejected"; None while nothing was decided.
+        decision: "promoted", "proposed" or "rejected"; None while nothing was decided.
     """
 
     name: str
@@ -66,6 +72,15 @@ class Release:
     candidate: str
 
 
+@dataclass(frozen=True, slots=True)
+class Source:
+    """The run that made a candidate."""
+
+    run_id: str
+    experiment_id: str
+    tags: Mapping[str, str]
+
+
 class Catalog:
     """Reads and writes candidates and releases of one MLflow server."""
 
@@ -77,7 +92,7 @@ class Catalog:
         """Returns the candidates of a model, newest first.
 
         Raises:
-            MlopsError: there are none; names the models that have some.
+            UsageError: there are none; names the models that have some.
         """
         with _translated():
             found = self._versions(f"name = '{name}-candidates'")
@@ -88,26 +103,108 @@ class Catalog:
                 if model.name.endswith("-candidates")
             )
             if not others:
-                raise MlopsError(
+                raise UsageError(
                     f"there are no candidates of {name!r}; no sweep has registered any model. "
                     "Run python -m experiments.sweep first."
                 )
-            raise MlopsError(f"there are no candidates of {name!r}; {choose(name, others)}")
+            raise UsageError(f"there are no candidates of {name!r}; {choose(name, others)}")
         return [_candidate(name, version) for version in found]
 
-    def find_champion(self, name: str) -> Release | None:
-        """Returns the release that holds the alias `champion`, or None."""
+    def find_alias(self, name: str, alias: str) -> Release | None:
+        """Returns the release that holds an alias, or None."""
         from mlflow.exceptions import MlflowException
 
         try:
-            version = self._client.get_model_version_by_alias(name, CHAMPION)
+            return _release(name, self._client.get_model_version_by_alias(name, alias))
         except MlflowException as err:
             if err.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
                 return None
             raise MlopsError(f"the model registry does not answer: {first_line(err)}") from err
-        return Release(
-            name, int(version.version), version.run_id, version.tags.get(CANDIDATE_TAG, "")
-        )
+
+    def find_aliases(self, name: str) -> dict[str, int]:
+        """Returns the versions that a model's aliases hold; {} where there is no such model."""
+        from mlflow.exceptions import MlflowException
+
+        try:
+            model = self._client.get_registered_model(name)
+        except MlflowException as err:
+            if err.error_code == "RESOURCE_DOES_NOT_EXIST":
+                return {}
+            raise MlopsError(f"the model registry does not answer: {first_line(err)}") from err
+        return {alias: int(version) for alias, version in model.aliases.items()}
+
+    def find_releases(self, name: str) -> list[Release]:
+        """Returns the versions of a model, newest first; [] where there is no such model."""
+        with _translated():
+            return [_release(name, one) for one in self._versions(f"name = '{name}'")]
+
+    def get_release(self, name: str, version: int) -> Release:
+        """Returns a version of a model.
+
+        Raises:
+            UsageError: there is none; names those that there are.
+        """
+        found = self.find_releases(name)
+        for one in found:
+            if one.version == version:
+                return one
+        if found:
+            versions = ", ".join(str(one.version) for one in found[:20])
+            raise UsageError(f"{name} has no version {version}; expected one of {versions}.")
+        raise self._unknown(name)
+
+    def _unknown(self, name: str) -> UsageError:
+        with _translated():
+            models = self._client.search_registered_models(max_results=1000)
+        names = sorted(one.name for one in models if not one.name.endswith("-candidates"))
+        if not names:
+            return UsageError(
+                f"there is no model {name!r}; nothing was promoted yet. "
+                f"Run python -m registry.promote {name} first."
+            )
+        return UsageError(f"there is no model {name!r}; {choose(name, names)}")
+
+    def read_statement(self, release: Release) -> tuple[dict[str, Any], str] | None:
+        """Returns a release's statement and the SHA-256 of its bytes; None where there is none.
+
+        What it says is not verified.
+        """
+        with tempfile.TemporaryDirectory(prefix="podium-") as folder, _translated():
+            files = self._client.list_artifacts(release.run_id, RELEASE_PATH)
+            path = f"{RELEASE_PATH}/release.json"
+            if path not in {item.path for item in files}:
+                return None
+            file = Path(self._client.download_artifacts(release.run_id, path, folder))
+            content = file.read_bytes()
+        try:
+            value = json.loads(content)
+        except ValueError:
+            value = None
+        digest = hashlib.sha256(content).hexdigest()
+        return (value if isinstance(value, dict) else {}), digest
+
+    def read_source(self, candidate: Candidate) -> Source:
+        """Returns the run that made a candidate.
+
+        Raises:
+            UsageError: the run is deleted.
+        """
+        from mlflow.exceptions import MlflowException
+
+        try:
+            run = self._client.get_run(candidate.run_id)
+        except MlflowException as err:
+            if err.error_code != "RESOURCE_DOES_NOT_EXIST":
+                raise MlopsError(f"the tracking server does not answer: {first_line(err)}") from err
+            run = None
+        if run is None or run.info.lifecycle_stage != "active":
+            raise UsageError(
+                f"the run {candidate.run_id} that made candidate {candidate.version} of "
+                f"{candidate.name} is deleted; nobody could say where a release of it comes from. "
+                f"Restore it (mlflow runs restore --run-id {candidate.run_id}), or decide on "
+                "another with --version."
+            )
+        return Source(run.info.run_id, run.info.experiment_id, dict(run.data.tags))
 
     def download(self, version: Candidate | Release, folder: Path) -> Path:
         """Copies a version's bytes to a private folder, and returns where the model lies."""
@@ -129,18 +226,27 @@ class Catalog:
         }
         with _translated():
             experiment_id = ensure_experiment(self._client, experiment)
-            runs = self._client.search_runs(
-                [experiment_id], f"tags.`{CANDIDATE_TAG}` = '{candidate.reference}'", max_results=1
-            )
+            runs = [
+                run
+                for run in self._client.search_runs(
+                    [experiment_id], f"tags.`{CANDIDATE_TAG}` = '{candidate.reference}'"
+                )
+                if ALTERED_TAG not in run.data.tags
+            ]
             run_id = (
                 runs[0].info.run_id
                 if runs
                 else self._client.create_run(
                     experiment_id,
-                    tags={**tags, "mlops.dataset": dataset_name},
+                    tags={
+                        **tags,
+                        "mlops.dataset": dataset_name,
+                        "mlops.source_run": candidate.run_id,
+                    },
                     run_name=f"release of {candidate.reference}",
                 ).info.run_id
             )
+            failpoint("release-run")
             ensure_registered_model(self._client, name)
             found = self._versions(f"name = '{name}' and run_id = '{run_id}'")
             version = (
@@ -157,23 +263,48 @@ class Catalog:
         return Release(name, int(version.version), run_id, candidate.reference)
 
     def is_published(self, release: Release) -> bool:
-        """Tells whether a release's bytes are all there: its statement is the last of them."""
+        """Tells whether a release's bytes are all there: its signature is the last of them."""
         with _translated():
             found = self._client.list_artifacts(release.run_id, RELEASE_PATH)
-        return f"{RELEASE_PATH}/release.json" in {item.path for item in found}
+        return f"{RELEASE_PATH}/model.sig" in {item.path for item in found}
 
-    def publish(self, release: Release, folder: Path, metrics: dict[str, float]) -> None:
-        """Uploads a release's bytes, the files that make it valid last, and ends its run."""
+    def publish(self, release: Release, folder: Path) -> None:
+        """Uploads a release's bytes, the files that make it valid last."""
         with _translated():
-            upload(self._client, release.run_id, folder, RELEASE_PATH)
-            for metric, value in metrics.items():
-                self._client.log_metric(release.run_id, metric, value)
+            upload(
+                self._client,
+                release.run_id,
+                folder,
+                RELEASE_PATH,
+                after_each=lambda: failpoint("upload"),
+            )
+
+    def give_up(self, release: Release) -> None:
+        """Marks a release whose bytes were altered, so that its candidate gets another."""
+        with _translated():
+            self._client.set_tag(release.run_id, ALTERED_TAG, "true")
+            self._client.set_model_version_tag(
+                release.name, str(release.version), ALTERED_TAG, "true"
+            )
+
+    def describe(
+        self, release: Release, card: str, tags: dict[str, str], metrics: dict[str, float]
+    ) -> None:
+        """Writes a release's card, tags and metrics where MLflow shows them, and ends its run."""
+        version = str(release.version)
+        with _translated():
+            self._client.update_model_version(release.name, version, card)
+            for tag, value in tags.items():
+                self._client.set_model_version_tag(release.name, version, tag, value)
+            self._client.set_tag(release.run_id, "mlflow.note.content", card)
+            for metric, measured in metrics.items():
+                self._client.log_metric(release.run_id, metric, measured)
             self._client.set_terminated(release.run_id, "FINISHED")
 
-    def set_champion(self, release: Release) -> None:
-        """Moves the alias. From this call on `<name>@champion` is the release."""
+    def move_alias(self, release: Release, alias: str) -> None:
+        """Moves an alias. From this call on `<name>@<alias>` is the release."""
         with _translated():
-            self._client.set_registered_model_alias(release.name, CHAMPION, str(release.version))
+            self._client.set_registered_model_alias(release.name, alias, str(release.version))
 
     def note_decision(
         self, candidate: Candidate, decision: str, release: Release | None = None
@@ -198,6 +329,12 @@ class Catalog:
             token = page.token
             if not token:
                 return sorted(found, key=lambda version: -int(version.version))
+
+
+def _release(name: str, version: Any) -> Release:
+    return Release(
+        name, int(version.version), version.run_id or "", version.tags.get(CANDIDATE_TAG, "")
+    )
 
 
 def _candidate(name: str, version: Any) -> Candidate:

@@ -66,7 +66,7 @@ def test_the_vae_is_promoted_by_its_own_name_only_where_one_was_swept(swept: Swe
     done = swept.type(
         swept.printed_command("registry.promote digits-classifier").replace("-classifier", "-vae")
     )
-    assert done.returncode == 1
+    assert done.returncode == 2
     assert "there are no candidates of 'digits-vae'" in done.stderr
     assert "digits-classifier" in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import multiprocessing
 import os
 import random
 import signal
@@ -25,11 +24,10 @@ from tests.faults.check import Found, Outcome, compare, read_mlflow, read_record
 from tests.faults.front import Front, Relay
 from tests.faults.recorder import Recorder
 from tests.faults.tape import Item, Said, count_done, read_tapes
+from tests.forked import FORK
 from tests.mlops.test_tracking import write_model
 
 Kind = Literal["recorder", "mlflow"]
-FORK = multiprocessing.get_context("forkserver")
-FORK.set_forkserver_preload(["tests.faults.children", "tests.faults.sweep"])
 Wanted = Callable[[Item, Found], bool]
 DEFAULT = "Default"
 """MLflow's own experiment: nothing of ours belongs there."""

@@ -15,7 +15,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mlops.data import load_dataset
+from mlops.data import Dataset, count_shared, load_dataset
+from mlops.dataset_store import open_dataset_store
 from mlops.errors import DataError, UsageError
 from mlops.inputs import Column, InputSpec, Kind
 from tests.mlops.table_files import (
@@ -867,3 +868,83 @@ def test_the_import_brings_no_heavy_part() -> None:
     heavy = {"tensorflow", "keras", "sklearn", "pandas", "scipy", "mlflow", "optuna"}
     assert heavy & set(loaded.stdout.split()) == set()
     assert "numpy" in loaded.stdout.split()
+
+
+# Rows that two datasets share
+
+
+def test_a_dataset_shares_no_test_row_with_itself(tmp_path: Path) -> None:
+    x = np.repeat(rows_of(n=60), 3, axis=0)  # duplicates stay on one side
+    path = save(tmp_path / "a.npz", x=x, y=np.random.default_rng(0).integers(0, 2, 180))
+    dataset = load_dataset(path)
+    assert count_shared(dataset, dataset) == 0
+    given = load_dataset(save(tmp_path / "b.npz", **four(x_test=rows_of()[:30])))
+    assert given.counts()["test"] == 30
+    assert count_shared(given, given) == 0  # what stands in both is left out of training
+
+
+@few
+@given(seed=seeds)
+def test_shared_rows_are_counted_as_their_bytes_say(
+    tmp_path_factory: pytest.TempPathFactory, seed: int
+) -> None:
+    folder = tmp_path_factory.mktemp("shared")
+    random = np.random.default_rng(seed)
+    x = random.integers(0, 4, (300, 3)).astype(np.float32)
+    y = np.arange(300) % 2
+    one = load_dataset(save(folder / "a.npz", x=x, y=y))
+    kept = random.random(300) < 0.7
+    other = load_dataset(save(folder / "b.npz", x=x[kept], y=y[kept]), split_seed=1)
+    known = {row.tobytes() for part in ("train", "val") for row in other.part(part)[0]}
+    shared = sum(row.tobytes() in known for row in one.part("test")[0])
+    assert count_shared(one, other) == shared
+
+
+def test_categories_are_shared_by_name_whatever_their_index(tmp_path: Path) -> None:
+    header, *lines = MIXED.splitlines()
+    one = load_dataset(csv_file(tmp_path / "a.csv", MIXED), label="answer")
+    # A category that comes first by name moves the index of all others.
+    more = [line.replace("red", "amber") for line in lines if "red" in line]
+    text = "\n".join([header, *lines, *more]) + "\n"
+    other = load_dataset(csv_file(tmp_path / "b.csv", text), label="answer", split_seed=3)
+    assert one.categories != other.categories
+    elsewhere = load_dataset(csv_file(tmp_path / "a.csv", MIXED), label="answer", split_seed=3)
+    shared = count_shared(one, elsewhere)
+    assert 0 < shared < one.counts()["test"]
+    assert count_shared(one, other) == shared
+
+
+def test_sequences_are_shared_without_their_padding(tmp_path: Path) -> None:
+    def dataset(name: str, lengths: list[int], split_seed: int) -> Dataset:
+        path = csv_file(tmp_path / name, lines_of_sequences(lengths))
+        return load_dataset(path, label="answer", sequence_id="recording", split_seed=split_seed)
+
+    lengths = [3 + i % 5 for i in range(60)]
+    one, elsewhere = dataset("a.csv", lengths, 0), dataset("a.csv", lengths, 3)
+    longer = dataset("b.csv", [*lengths, 30, 31], 3)
+    assert one.input.shape != longer.input.shape
+    assert 0 < count_shared(one, elsewhere) == count_shared(one, longer)
+    # Of one length, they are stored without padding.
+    even, uneven = dataset("c.csv", [4] * 60, 0), dataset("d.csv", [4] * 60 + [9], 3)
+    assert (even.input.ragged, uneven.input.ragged) == (False, True)
+    assert 0 < count_shared(even, uneven) == count_shared(even, dataset("c.csv", [4] * 60, 3))
+
+
+def test_rows_of_another_shape_dtype_or_columns_are_not_shared(tmp_path: Path) -> None:
+    x, y = np.zeros((60, 4), np.uint8), labels_of(60)
+    x += np.arange(60, dtype=np.uint8)[:, None]
+    bytes_ = load_dataset(save(tmp_path / "a.npz", x=x, y=y))
+    assert count_shared(bytes_, load_dataset(save(tmp_path / "b.npz", x=x, y=y), split_seed=1)) > 0
+    for name, rows in {"c": x.astype(np.float32), "d": x[:, :2], "e": x.reshape(60, 2, 2)}.items():
+        other = load_dataset(save(tmp_path / f"{name}.npz", x=rows, y=y), split_seed=1)
+        assert count_shared(bytes_, other) == 0
+    one = load_dataset(csv_file(tmp_path / "a.csv", PLAIN), label="answer")
+    renamed = csv_file(tmp_path / "b.csv", PLAIN.replace("width", "breadth"))
+    assert count_shared(one, load_dataset(renamed, label="answer", split_seed=1)) == 0
+
+
+def test_what_is_shared_does_not_depend_on_the_store(tmp_path: Path) -> None:
+    digits, elsewhere = load_dataset("digits"), load_dataset("digits", split_seed=1)
+    store = open_dataset_store(str(tmp_path))
+    store.put(digits)
+    assert count_shared(store.get(DIGITS), elsewhere) == count_shared(digits, elsewhere) == 318

@@ -146,6 +146,18 @@ def edit(name: str, change: Callable[[str], str]) -> Callable[[Path], None]:
     return apply
 
 
+def cut(path: Path, share: float) -> None:
+    content = path.read_bytes()
+    path.write_bytes(content[: int(len(content) * share)])
+
+
+def flip(path: Path) -> None:
+    """Flips one bit in the middle of a file."""
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
 def code_of(folder: Path) -> Path:
     (code,) = (folder / "code").iterdir()
     return code
@@ -281,6 +293,15 @@ TAMPERED: dict[str, tuple[Callable[[Path], Any], str]] = {
     "huge config": (
         lambda f: write_members(f, {**members_of(f), "config.json": b" " * (17 << 20)}),
         "config.json larger than",
+    ),
+    "truncated": (
+        lambda f: cut(f / "data" / "model.keras", 0.7),
+        "is not a .keras archive",
+    ),
+    "bit flipped": (lambda f: flip(f / "data" / "model.keras"), "model.keras"),
+    "swapped weights": (
+        weights(lambda w: set_in(..., 0.25)(w[KERNEL])),
+        "is not the network that MLmodel was written for",
     ),
     # The weights.
     "weights of another shape": (weights(resized(KERNEL, (16, 4))), "shape (16, 3)"),

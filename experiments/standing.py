@@ -17,7 +17,7 @@ from experiments.goals import Goals
 from experiments.pareto import Point, find_members
 
 
-class Ledger:
+class Standing:
     """Counts of a study's trials, and the best of them.
 
     Attributes:

@@ -1,0 +1,68 @@
+"""Who is asking: the login that a server authenticated, never a word of the caller's own."""
+
+from __future__ import annotations
+
+import os
+from typing import Any, Final
+
+from mlops.settings import Settings
+from registry.ledger import Actor, Ledger, os_user
+
+_CURRENT_USER: Final = "/api/2.0/mlflow/users/current"
+_TIMEOUT_S: Final = 10.0
+
+
+def find_actor(settings: Settings, ledger: Ledger) -> Actor:
+    """Returns the login of the tracking server, else of the ledger's database, else the OS user.
+
+    A tracking server counts where it tells this login's name, and tells it to nobody without a
+    login: one that takes any word proves nothing.
+    """
+    name = _server_login(settings)
+    if name is not None:
+        return Actor(name, "tracking server")
+    name = ledger.login()
+    if name is not None:
+        return Actor(name, "database")
+    return Actor(os_user(), "operating system")
+
+
+def in_words(actor: Actor) -> str:
+    """Returns the actor, and what the name is worth where it is only the system's word."""
+    if actor.known_by == "operating system":
+        return f"{actor.name} (only the OS user; no server authenticated the name)"
+    return f"{actor.name} (login of the {actor.known_by})"
+
+
+def _server_login(settings: Settings) -> str | None:
+    uri = settings.tracking_uri
+    if uri is None or not uri.startswith(("http://", "https://")):
+        return None
+    import requests
+    from mlflow.utils.rest_utils import get_default_host_creds, http_request
+
+    def ask(creds: Any) -> Any:
+        return http_request(
+            creds,
+            _CURRENT_USER,
+            "GET",
+            timeout=_TIMEOUT_S,
+            max_retries=0,
+            raise_on_status=False,
+        )
+
+    try:
+        known = ask(get_default_host_creds(uri))
+        if known.status_code != 200:
+            return None
+        name = known.json()["user"]["username"]
+        verify = os.environ.get("MLFLOW_TRACKING_INSECURE_TLS", "").lower() not in ("true", "1")
+        stranger = requests.get(
+            uri.rstrip("/") + _CURRENT_USER,
+            auth=lambda request: request,  # else requests takes a login from ~/.netrc
+            timeout=_TIMEOUT_S,
+            verify=verify,
+        )
+    except Exception:  # a server that answers otherwise has no accounts
+        return None
+    return name if isinstance(name, str) and name and stranger.status_code == 401 else None

@@ -1,0 +1,298 @@
+"""python -m registry.history NAME: what was decided and moved, when and by whom; from the ledger.
+
+`--at` answers what held an alias at a time. `--check` verifies the ledger's chain, and compares
+what it says with what MLflow holds.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Annotated, Any
+
+import tyro
+
+from mlops.errors import MlopsError, UsageError, choose
+from mlops.program import answer, answer_json, run_program
+from mlops.settings import Settings
+from registry.events import Event
+from registry.moves import MOVED, Holding, holding_at, open_intent
+
+if TYPE_CHECKING:
+    from registry.catalog import Catalog
+    from registry.ledger import Ledger
+
+Statement = tuple[dict[str, Any], str]
+"""A release's statement, and the SHA-256 of its bytes in hex."""
+
+LATEST = datetime.max.replace(tzinfo=UTC)
+
+
+def compare(
+    events: Sequence[Event],
+    heads: Collection[str],
+    aliases: Mapping[str, int],
+    statements: Mapping[int, Statement | None],
+) -> list[str]:
+    """Returns one sentence for each difference between the ledger and MLflow; none is good.
+
+    Args:
+        events: The model's, oldest first.
+        heads: The hashes of all events of the ledger.
+        aliases: The version that each alias of the model holds in MLflow.
+        statements: That of each version of the model in MLflow; None where one has none.
+    """
+    moved = {event.body["to"]: event for event in events if event.kind in MOVED}
+    intents = {event.seq: event for event in events if event.kind == "intent"}
+    erased = {event.version for event in events if event.kind == "erased"}
+    differences = [*_compare_aliases(events, aliases)]
+    for version, event in sorted(moved.items()):
+        if version in erased:
+            continue
+        if version in statements:
+            intent = intents.get(event.body["intent"])
+            expected = None if intent is None else intent.body.get("statement_sha256")
+            wrong = _find_wrong(statements[version], heads, expected)
+            differences += [f"version {version} {wrong}."] if wrong else []
+        else:
+            differences.append(f"version {version} was released, and MLflow has it no more.")
+    differences += [
+        f"version {version} is in MLflow, and no event of the ledger names it: a promotion was "
+        "killed before it came to move the alias, or somebody made it without one."
+        for version in sorted(set(statements) - _find_versions(events))
+    ]
+    return differences
+
+
+def _compare_aliases(events: Sequence[Event], aliases: Mapping[str, int]) -> Iterator[str]:
+    names = {event.body["alias"] for event in events if event.kind in ("intent", *MOVED)}
+    for alias in sorted({*names, *aliases}):
+        found, intent = aliases.get(alias), open_intent(events, alias)
+        expected = holding_at(events, alias, LATEST).version
+        if intent is not None:
+            yield (
+                f"the move of {alias!r} {_arrow(intent)} (event {intent.seq}) has no end: it is "
+                "going on, or was interrupted and the next promotion or rollback settles it."
+            )
+            if found in (intent.body["from"], intent.body["to"]):
+                continue
+        if found != expected:
+            yield (
+                f"the alias {alias!r} holds {_version(found)} in MLflow; by the ledger it holds "
+                f"{_version(expected)}."
+            )
+
+
+def _find_wrong(
+    statement: Statement | None, heads: Collection[str], sha256: str | None
+) -> str | None:
+    """Returns what is wrong with a release's statement, to go on from the release's name."""
+    if statement is None:
+        return "has no statement in MLflow"
+    said, found = statement
+    if sha256 not in (None, found):
+        return f"has another statement than it was released with; expected {sha256}, got {found}"
+    # The first of all has nothing to name.
+    head = said.get("ledger_head")
+    if head and head not in heads:
+        return f"was released when the ledger ended with {head}, which is not in it any more"
+    return None
+
+
+def _find_versions(events: Iterable[Event]) -> set[int | None]:
+    return {
+        version
+        for event in events
+        for version in (event.version, event.body.get("from"), event.body.get("to"))
+    }
+
+
+def describe(event: Event) -> str:
+    """Returns in a few words what an event says beyond its kind and its version."""
+    body = event.body
+    if event.kind in ("intent", *MOVED):
+        late = ", found done by the next command" if body.get("late") else ""
+        return f"{body['alias']} {_arrow(event)}{late}"
+    if event.kind == "abandoned":
+        return f"{body['alias']} was not moved (event {body['intent']})"
+    failed = [gate["name"] for gate in body.get("gates", ()) if not gate["passed"]]
+    return f"failed: {', '.join(failed)}" if failed else str(body.get("reason") or "")
+
+
+def as_table(events: Iterable[Event]) -> str:
+    """Returns a line an event, oldest first, under a heading."""
+    rows = [("time (UTC)", "event", "version", "actor", "what")]
+    rows += [
+        (
+            _utc(event.created_at),
+            event.kind.replace("_", " "),
+            "" if event.version is None else str(event.version),
+            f"{event.actor.name} ({event.actor.known_by})",
+            describe(event),
+        )
+        for event in events
+    ]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
+    return "\n".join(_harmless(line) for line in lines)
+
+
+def in_words(name: str, alias: str, when: datetime, holding: Holding) -> str:
+    """Returns in one line who held an alias at a time."""
+    where = f"{name}@{alias} at {_utc(when)} UTC:"
+    event = holding.event
+    if event is None or holding.since is None:
+        return f"{where} no version."
+    actor = f"by {_harmless(event.actor.name)}, known by the {event.actor.known_by}"
+    since = _utc(holding.since)
+    if holding.moving_to is not None:
+        return (
+            f"{where} {_version(holding.version)} or version {holding.moving_to}; it was being "
+            f"moved from the one to the other since {since} ({actor})."
+        )
+    return f"{where} {_version(holding.version)}, since {since} ({actor})."
+
+
+def read_time(text: str) -> datetime:
+    """Reads a time as people type it.
+
+    Raises:
+        UsageError: it is no time, or names no time zone.
+    """
+    expected = "expected ISO 8601 with a time zone, as in 2026-11-23T14:03Z"
+    try:
+        when = datetime.fromisoformat(text)
+    except ValueError as err:
+        raise UsageError(f"--at is no time; {expected}, got {text!r}.") from err
+    if when.tzinfo is None:
+        raise UsageError(f"--at names no time zone; {expected}, got {text!r}.")
+    return when.astimezone(UTC)
+
+
+def _arrow(event: Event) -> str:
+    was = event.body["from"]
+    return f"{'nothing' if was is None else was} -> {event.body['to']}"
+
+
+def _version(version: int | None) -> str:
+    return "no version" if version is None else f"version {version}"
+
+
+def _utc(when: datetime) -> str:
+    return f"{when.astimezone(UTC):%Y-%m-%d %H:%M:%S}"
+
+
+def _harmless(text: str) -> str:
+    """Returns text that steers no terminal: some of it is from refused models."""
+    return "".join(char if char.isprintable() else "?" for char in text)
+
+
+@dataclass(frozen=True)
+class Options:
+    name: Annotated[str, tyro.conf.Positional]
+    """The model, as in digits-classifier."""
+    at: str | None = None
+    """Say what held the alias then, as in 2026-11-23T14:03Z."""
+    alias: str = "champion"
+    """The alias that --at asks about."""
+    check: bool = False
+    """Verify the ledger and compare it with MLflow; exit code 1 where they differ."""
+    json: bool = False
+    """Print the result as one JSON line."""
+    debug: bool = False
+    """Show the traceback of an error."""
+
+
+def _main(options: Options) -> int:
+    from registry.ledger import open_ledger
+
+    when = None if options.at is None else read_time(options.at)
+    if when is not None and options.check:
+        raise UsageError("--at and --check ask for two answers; expected one of them.")
+    if when is not None and when > datetime.now(UTC):
+        raise UsageError(f"--at is yet to come; expected a time gone by, got {options.at!r}.")
+    settings = Settings.from_env()
+    with open_ledger(settings.ledger_url, make=False) as ledger:
+        if options.check:
+            return _check(ledger, settings, options)
+        events = _get_events(ledger, options.name)
+    if when is not None:
+        _answer_at(events, when, options)
+    elif options.json:
+        answer_json({"name": options.name, "events": [event.to_json() for event in events]})
+    else:
+        answer(as_table(events))
+    return 0
+
+
+def _get_events(ledger: Ledger, name: str) -> list[Event]:
+    events = ledger.events(name)
+    if not events:
+        names = sorted({event.name for event in ledger.events()})
+        known = choose(name, names) if names else "nothing was decided yet."
+        raise MlopsError(f"the ledger knows no model {name!r}; {known}")
+    return events
+
+
+def _answer_at(events: Sequence[Event], when: datetime, options: Options) -> None:
+    holding = holding_at(events, options.alias, when)
+    if not options.json:
+        answer(in_words(options.name, options.alias, when, holding))
+        return
+    answer_json(
+        {
+            "name": options.name,
+            "alias": options.alias,
+            "at": when.isoformat(),
+            "version": holding.version,
+            "moving_to": holding.moving_to,
+            "since": None if holding.since is None else holding.since.isoformat(),
+            "event": None if holding.event is None else holding.event.seq,
+        }
+    )
+
+
+def _check(ledger: Ledger, settings: Settings, options: Options) -> int:
+    from mlops.mlflow_store import open_store_client
+    from registry.catalog import Catalog
+
+    differences = ledger.check()
+    n_events = 0
+    if not differences:  # of a broken chain nothing is to be believed
+        catalog = Catalog(open_store_client(settings))
+        n_events, differences = _compare_with(catalog, ledger, options.name)
+    if options.json:
+        answer_json({"name": options.name, "n_events": n_events, "differences": differences})
+    elif differences:
+        answer("\n".join(_harmless(one) for one in differences))
+    else:
+        answer(
+            f"{options.name}: the ledger's chain is whole, and MLflow holds what its {n_events} "
+            "events say."
+        )
+    return 1 if differences else 0
+
+
+def _compare_with(catalog: Catalog, ledger: Ledger, name: str) -> tuple[int, list[str]]:
+    releases = catalog.find_releases(name)
+    events = ledger.events(name) if releases else _get_events(ledger, name)
+    heads = {event.hash for event in ledger.events()}
+    statements = {one.version: catalog.read_statement(one) for one in releases}
+    aliases = catalog.find_aliases(name) if releases else {}
+    return len(events), compare(events, heads, aliases, statements)
+
+
+def main(args: list[str] | None = None) -> int:
+    return run_program(
+        Options,
+        _main,
+        prog="python -m registry.history",
+        description="List what was decided about a model, and say what held an alias when.",
+        args=args,
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,116 @@
+"""What the ledger's moves say: who held an alias when, and what to roll back to; pure.
+
+A move is two events, so that a crash between them leaves a trace: an intent before the alias moves,
+and an end after it. The end is `done` (a promotion) or `rolled_back`; or `abandoned`, where the
+next command found that the alias had never moved. Their bodies:
+
+    intent             {"alias", "from": int | None, "to": int, "move": "promote" | "rollback"}
+    done, rolled_back  {"alias", "from", "to", "intent": seq of the intent}
+    abandoned          {"alias", "intent"}
+
+Further keys may stand there. All functions but `count_decisions` take the events of one model,
+oldest first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+
+from registry.events import Event
+
+MOVED = ("done", "rolled_back")
+ENDS = (*MOVED, "abandoned")
+
+
+@dataclass(frozen=True, slots=True)
+class Holding:
+    """Who held an alias at a time.
+
+    Attributes:
+        version: The release; None for nobody.
+        moving_to: Where the alias was being moved right then, so that which of the two answered
+            cannot be told; None where it stood still.
+        since: Since when that was so: the time of `event`.
+        event: The intent while it was moving, else the end of the move that brought it there.
+    """
+
+    version: int | None = None
+    moving_to: int | None = None
+    since: datetime | None = None
+    event: Event | None = None
+
+
+def open_intent(events: Sequence[Event], alias: str) -> Event | None:
+    """Returns the intent of the move that has not ended: one going on, or one interrupted."""
+    moves = [event for event in events if event.body.get("alias") == alias]
+    ended = {event.body["intent"] for event in moves if event.kind in ENDS}
+    is_open = [event for event in moves if event.kind == "intent" and event.seq not in ended]
+    return is_open[-1] if is_open else None
+
+
+def holding_at(events: Sequence[Event], alias: str, when: datetime) -> Holding:
+    """Returns who held the alias at a time.
+
+    A move that was interrupted counts as moving until the command that found it wrote its end; one
+    that was abandoned, at no time. A move from a version to itself changes nothing.
+
+    Args:
+        events: All events of the model, those after `when` too: an intent may be abandoned later.
+        alias: Its name.
+        when: Aware. An event of that very instant has happened.
+    """
+    abandoned = {event.body["intent"] for event in events if event.kind == "abandoned"}
+    found = Holding()
+    for event in events:
+        if event.created_at > when:
+            break
+        if not _moves(event, alias) or event.seq in abandoned:
+            continue
+        if event.kind == "intent":
+            found = Holding(found.version, event.body["to"], event.created_at, event)
+        else:
+            found = Holding(event.body["to"], None, event.created_at, event)
+    return found
+
+
+def previous_holder(events: Sequence[Event], alias: str) -> int | None:
+    """Returns the version to roll back to; None where the present holder replaced none.
+
+    That is the one that the present holder replaced when it was last promoted. So after promotions
+    of 1, 2 and 3 a rollback goes to 2, and another one to 1.
+    """
+    moved = [event for event in events if event.kind in MOVED and _moves(event, alias)]
+    if not moved:
+        return None
+    holder = moved[-1].body["to"]
+    promoted = [event for event in moved if event.kind == "done" and event.body["to"] == holder]
+    return promoted[-1].body["from"] if promoted else None
+
+
+def count_decisions(events: Iterable[Event], dataset_fingerprint: str) -> int:
+    """Returns how many decisions were made on a dataset's test rows, of whatever models.
+
+    Args:
+        events: The whole ledger.
+        dataset_fingerprint: What `body["dataset"]` of a decision names.
+    """
+    return sum(
+        event.body.get("dataset") == dataset_fingerprint
+        and (
+            event.kind in ("rejected", "proposed")
+            or (event.kind == "intent" and event.body.get("move") == "promote")
+        )
+        for event in events
+    )
+
+
+def _moves(event: Event, alias: str) -> bool:
+    """Tells whether the event is part of a move of the alias from one version to another."""
+    body = event.body
+    return (
+        event.kind in ("intent", *MOVED)
+        and body.get("alias") == alias
+        and body["from"] != body["to"]
+    )
