@@ -7,10 +7,10 @@ PORT ?= 5001
 INSTALL := $(if $(shell command -v uv),uv pip install -q --python $(BIN)/python,$(BIN)/python -m pip install -q --disable-pip-version-check)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup sweep ui promote serve test test-system faults lint bench bench-scale lock
+.PHONY: help setup sweep ui promote serve test test-system faults faults-registry lint bench bench-scale lock
 
 help:         ## List the jobs.
-	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 18
 
 setup: $(BIN)/.ready  ## Make .venv with the locked dependencies and Podium itself.
 
@@ -36,11 +36,14 @@ test-system: $(BIN)/.dev  ## Run the tests that need a system program (a browser
 faults: $(BIN)/.dev   ## Harm sweeps in every way there is, and count what that cost; ARGS="--seeds 5" for fewer.
 	PATH="$(CURDIR)/$(BIN):$$PATH" python -m tests.faults $(ARGS)
 
+faults-registry: $(BIN)/.dev  ## Kill promotions and rollbacks at every step, and have them meet, with SEEDS (20) seeds.
+	MLOPS_TEST_SEEDS=$(or $(SEEDS),20) $(BIN)/python -m pytest -q --timeout 3600 tests/registry/test_killed.py tests/registry/test_at.py $(ARGS)
+
 lint: $(BIN)/.dev     ## Check style, types and the direction of imports.
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy && $(BIN)/lint-imports --no-cache
 
 bench: $(BIN)/.dev    ## Run the benchmarks and print their tables.
-	PATH="$(CURDIR)/$(BIN):$$PATH" sh -c 'for one in sweep threads tracking serving baselines; do python -m benchmarks.$$one || exit 1; done'
+	PATH="$(CURDIR)/$(BIN):$$PATH" sh -c 'for one in sweep threads tracking serving baselines promotion; do python -m benchmarks.$$one || exit 1; done'
 
 bench-scale: $(BIN)/.dev  ## Run 10,000 trials of a millisecond and print what they cost; ARGS="--trials 1000" for fewer.
 	PATH="$(CURDIR)/$(BIN):$$PATH" python -m benchmarks.scale $(ARGS)

@@ -15,22 +15,20 @@ line: from the folder in which the command is typed.
 from __future__ import annotations
 
 import dataclasses
-import re
-import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import tomli_w
 
 from experiments.config import SweepConfig
 from experiments.config_check import find_wrong, refuse
 from mlops.errors import UsageError, choose
+from mlops.toml_file import read_toml
 
 FLAG = "--config"
 
 _FIELDS = tuple(one.name for one in dataclasses.fields(SweepConfig))
-_POSITION = re.compile(r" \(at (?:line (\d+), column (\d+)|end of document)\)$")
 
 
 def with_config_file(args: Sequence[str]) -> tuple[SweepConfig, list[str]]:
@@ -75,48 +73,9 @@ def load_config(path: Path) -> dict[str, Any]:
     """Returns what a TOML file says, by key; `read_options` tells whether that is a config.
 
     Raises:
-        UsageError: It is not there, or not TOML; says line and column.
+        UsageError: As `mlops.toml_file.read_toml`.
     """
-    try:
-        content = path.read_bytes()
-    except IsADirectoryError as err:
-        raise UsageError(f"{str(path)!r} is a folder; expected a TOML file.") from err
-    except FileNotFoundError as err:
-        raise UsageError(f"there is no config file {str(path)!r}.") from err
-    except (OSError, ValueError) as err:
-        reason = getattr(err, "strerror", None) or err
-        raise UsageError(f"the config file {str(path)!r} cannot be read: {reason}.") from err
-    try:
-        text = content.decode("utf-8-sig")
-    except UnicodeDecodeError as err:
-        line = content[: err.start].count(b"\n") + 1
-        raise UsageError(f"{str(path)!r} is not UTF-8, in line {line}. Save it as UTF-8.") from err
-    try:
-        return tomllib.loads(text)
-    except tomllib.TOMLDecodeError as err:
-        _refuse_text(str(path), text, err)
-    except RecursionError as err:
-        raise UsageError(f"{str(path)!r} is not a config: its values nest too deep.") from err
-
-
-def _refuse_text(path: str, text: str, err: tomllib.TOMLDecodeError) -> NoReturn:
-    """Raises a UsageError that says where the text is no TOML, or names a key twice."""
-    reason = _POSITION.sub("", str(err))
-    found = _POSITION.search(str(err))
-    lines = text.rstrip().splitlines() or [""]
-    if found is None or found[1] is None:
-        line, column = len(lines), len(lines[-1]) + 1
-    else:
-        line, column = int(found[1]), int(found[2])
-    if reason.startswith(("Cannot", "Duplicate")):
-        written = lines[min(line, len(lines)) - 1]
-        key = written.split("=")[0].strip() if "=" in written else written.strip()
-        raise UsageError(
-            f"{path!r} gives {key!r} a second time, in line {line}. Leave one of them out."
-        ) from err
-    raise UsageError(
-        f"{path!r} is not TOML: {reason[:1].lower()}{reason[1:]}, line {line}, column {column}."
-    ) from err
+    return read_toml(path, "config file")
 
 
 def read_options(options: Mapping[str, Any], where: str) -> SweepConfig:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from typing import Any, Final
 
 from mlops.settings import Settings
@@ -39,7 +38,8 @@ def _server_login(settings: Settings) -> str | None:
     if uri is None or not uri.startswith(("http://", "https://")):
         return None
     import requests
-    from mlflow.utils.rest_utils import get_default_host_creds, http_request
+    from mlflow.utils.credentials import get_default_host_creds
+    from mlflow.utils.rest_utils import http_request
 
     def ask(creds: Any) -> Any:
         return http_request(
@@ -52,16 +52,16 @@ def _server_login(settings: Settings) -> str | None:
         )
 
     try:
-        known = ask(get_default_host_creds(uri))
+        creds = get_default_host_creds(uri)
+        known = ask(creds)
         if known.status_code != 200:
             return None
         name = known.json()["user"]["username"]
-        verify = os.environ.get("MLFLOW_TRACKING_INSECURE_TLS", "").lower() not in ("true", "1")
         stranger = requests.get(
             uri.rstrip("/") + _CURRENT_USER,
             auth=lambda request: request,  # else requests takes a login from ~/.netrc
             timeout=_TIMEOUT_S,
-            verify=verify,
+            verify=creds.verify,
         )
     except Exception:  # a server that answers otherwise has no accounts
         return None

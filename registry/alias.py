@@ -13,12 +13,12 @@ import os
 import platform
 import re
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from mlops.errors import UsageError
+from mlops.errors import MlopsError, UsageError
 from mlops.settings import Settings
 from registry.actor import find_actor
 from registry.catalog import CHAMPION, Catalog, Release
@@ -156,7 +156,12 @@ def move_alias(
     }
     intent = registry.ledger.append("intent", release.name, release.version, registry.actor, body)
     failpoint("intent")
-    registry.catalog.move_alias(release, alias)
+    try:
+        registry.catalog.move_alias(release, alias)
+    except MlopsError:  # refused, or the answer was lost: where it is now is looked up
+        with suppress(MlopsError):
+            settle(registry, release.name)
+        raise
     failpoint("alias")
     end = _end(registry, intent, moved=True)
     failpoint("done")

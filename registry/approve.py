@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING, Annotated
 import tyro
 
 from mlops.errors import MlopsError, UsageError
-from mlops.program import answer, answer_json, command_line, run_program
+from mlops.program import answer, answer_json, command_line, run_program, say
 from mlops.settings import Settings
 
 if TYPE_CHECKING:
     from registry.alias import Registry
+    from registry.catalog import Release
     from registry.ledger import Actor, Event
 
 
@@ -63,15 +64,11 @@ def approve(registry: Registry, name: str, version: int) -> Approval:
         alias = proposal.body["alias"]
         holder = registry.catalog.find_alias(name, alias)
         if holder is not None and holder.version == version:
+            # Also what a crash between the alias and the note left behind.
+            _note(registry, release)
             return Approval(name, version, alias, proposal.actor, moved=False)
         _check_account(registry, proposal)
-        now = None if holder is None else holder.version
-        if now != proposal.body["previous"]:
-            raise RefusedError(
-                f"{name} version {version} was compared with {_word(proposal.body['previous'])}, "
-                f"and {alias} is {_word(now)} now. Propose it again: "
-                + command_line("python", "-m", "registry.promote", name, "--propose")
-            )
+        _check_waits(events, proposal, release, holder)
         verified = fetch_release(
             registry.catalog, release, Path(own), registry.settings.public_keys
         )
@@ -87,9 +84,7 @@ def approve(registry: Registry, name: str, version: int) -> Approval:
             "key": verified.key,
         }
         moved = move_alias(registry, release, alias, "promote", evidence)
-        for candidate in registry.catalog.find_candidates(name):
-            if candidate.reference == release.candidate:
-                registry.catalog.note_decision(candidate, "promoted", release)
+        _note(registry, release)
     run_after_move(registry, moved)
     return Approval(name, version, alias, proposal.actor, moved=True)
 
@@ -112,6 +107,40 @@ def _find_proposal(events: list[Event], name: str, version: int) -> Event:
     waiting = ", ".join(sorted({str(one.version) for one in proposals}))
     known = f"proposed were {waiting}" if waiting else "none was"
     raise UsageError(f"{name} version {version} was not proposed; {known}.")
+
+
+def _check_waits(
+    events: list[Event], proposal: Event, release: Release, holder: Release | None
+) -> None:
+    """Refuses a proposal that was used, or whose comparison is of an earlier day."""
+    name, version, alias = release.name, release.version, proposal.body["alias"]
+    other = () if alias == "champion" else ("--alias", alias)
+    candidate = release.candidate.rpartition("/")[2]
+    again = "Propose it again: " + command_line(
+        *("python", "-m", "registry.promote", name, "--version", candidate, *other, "--propose")
+    )
+    ended = {event.body["intent"] for event in events if event.kind == "done"}
+    used = [event for event in events if event.body.get("proposal") == proposal.seq]
+    if any(event.kind == "intent" and event.seq in ended for event in used):
+        raise RefusedError(
+            f"{name} version {version} was approved before, and is {alias} no more. {again}"
+        )
+    was, now = proposal.body["previous"], None if holder is None else holder.version
+    if now != was:
+        raise RefusedError(
+            f"{name} version {version} was proposed in place of {_word(was)}, and {alias} is "
+            f"{_word(now)} now. {again}"
+        )
+
+
+def _note(registry: Registry, release: Release) -> None:
+    """Notes it on the candidate, whose model may be one that this account may not write to."""
+    try:
+        for candidate in registry.catalog.find_candidates(release.name):
+            if candidate.reference == release.candidate:
+                registry.catalog.note_decision(candidate, "promoted", release)
+    except MlopsError as err:
+        say(f"{release.candidate} was not marked as promoted: {err}")
 
 
 def _check_account(registry: Registry, proposal: Event) -> None:

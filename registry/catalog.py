@@ -212,16 +212,22 @@ class Catalog:
         with _translated():
             return Path(self._client.download_artifacts(version.run_id, path, str(folder)))
 
-    def open_release(self, candidate: Candidate, dataset_name: str) -> Release:
+    def open_release(
+        self, candidate: Candidate, dataset: tuple[str, str], shown: Mapping[str, str]
+    ) -> Release:
         """Makes the version of `<name>` that will hold a candidate's bytes, or finds it again.
 
         The version is there before its bytes, since the release's statement names it. Killed in
         between, it has no alias, nobody serves it, and the same promotion finds it by its tag.
+
+        Args:
+            dataset: Name and fingerprint of what the model itself says that it was trained on.
+            shown: More tags of the version.
         """
         name, experiment = candidate.name, f"{candidate.name}-releases"
         tags = {
             CANDIDATE_TAG: candidate.reference,
-            "mlops.dataset_fingerprint": candidate.dataset_fingerprint,
+            "mlops.dataset_fingerprint": dataset[1],
             "mlops.architecture": candidate.architecture,
         }
         with _translated():
@@ -240,7 +246,7 @@ class Catalog:
                     experiment_id,
                     tags={
                         **tags,
-                        "mlops.dataset": dataset_name,
+                        "mlops.dataset": dataset[0],
                         "mlops.source_run": candidate.run_id,
                     },
                     run_name=f"release of {candidate.reference}",
@@ -256,11 +262,14 @@ class Catalog:
                     name,
                     f"runs:/{run_id}/{RELEASE_PATH}",
                     run_id,
-                    tags=tags,
+                    tags={**tags, **shown},
                     await_creation_for=0,
                 )
             )
-        return Release(name, int(version.version), run_id, candidate.reference)
+            release = Release(name, int(version.version), run_id, candidate.reference)
+            if found and not self.is_published(release):  # of an earlier try, which was killed
+                self._set_tags(name, release.version, shown)
+        return release
 
     def is_published(self, release: Release) -> bool:
         """Tells whether a release's bytes are all there: its signature is the last of them."""
@@ -283,19 +292,12 @@ class Catalog:
         """Marks a release whose bytes were altered, so that its candidate gets another."""
         with _translated():
             self._client.set_tag(release.run_id, ALTERED_TAG, "true")
-            self._client.set_model_version_tag(
-                release.name, str(release.version), ALTERED_TAG, "true"
-            )
+            self._set_tags(release.name, release.version, {ALTERED_TAG: "true"})
 
-    def describe(
-        self, release: Release, card: str, tags: dict[str, str], metrics: dict[str, float]
-    ) -> None:
-        """Writes a release's card, tags and metrics where MLflow shows them, and ends its run."""
-        version = str(release.version)
+    def describe(self, release: Release, card: str, metrics: Mapping[str, float]) -> None:
+        """Writes a release's card and metrics where MLflow shows them, and ends its run."""
         with _translated():
-            self._client.update_model_version(release.name, version, card)
-            for tag, value in tags.items():
-                self._client.set_model_version_tag(release.name, version, tag, value)
+            self._client.update_model_version(release.name, str(release.version), card)
             self._client.set_tag(release.run_id, "mlflow.note.content", card)
             for metric, measured in metrics.items():
                 self._client.log_metric(release.run_id, metric, measured)
@@ -314,10 +316,11 @@ class Catalog:
         if release is not None:
             tags[RELEASE_TAG] = f"{release.name}/{release.version}"
         with _translated():
-            for tag, value in tags.items():
-                self._client.set_model_version_tag(
-                    f"{candidate.name}-candidates", str(candidate.version), tag, value
-                )
+            self._set_tags(f"{candidate.name}-candidates", candidate.version, tags)
+
+    def _set_tags(self, name: str, version: int, tags: Mapping[str, str]) -> None:
+        for tag, value in tags.items():
+            self._client.set_model_version_tag(name, str(version), tag, value)
 
     def _versions(self, condition: str) -> list[Any]:
         """All versions that meet a condition, newest first."""

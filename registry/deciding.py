@@ -186,8 +186,7 @@ class Deciding:
             self.name,
             None,
             self.registry.actor,
-            # What was not scored did not use the test rows up.
-            _decided(candidate, decision) | ({} if found else {"dataset": None}),
+            _decided(candidate, decision, found),
         )
         self.registry.catalog.note_decision(candidate, "rejected")
         version = None if holder is None else holder.version
@@ -208,7 +207,7 @@ class Deciding:
         verified = publish(registry, draft)
         release = registry.catalog.get_release(self.name, verified.statement.version)
         evidence = {
-            **_decided(candidate, draft.decision),
+            **_decided(candidate, draft.decision, draft.findings),
             "statement_sha256": verified.statement_sha256,
             "key": verified.key,
             "policy_sha256": registry.policy.sha256,
@@ -246,12 +245,17 @@ def _check_candidate(folder: Path) -> ModelSpec:
     return check_model_folder(folder)
 
 
-def _decided(candidate: Candidate, decision: Decision) -> dict[str, Any]:
-    """What the ledger holds of a decision."""
+def _decided(candidate: Candidate, decision: Decision, found: Findings | None) -> dict[str, Any]:
+    """What the ledger holds of a decision.
+
+    The dataset is that of the model's own specification, whatever the candidate's tags say, and
+    none where the model was not scored: then it did not use the test rows up.
+    """
+    spec = None if found is None else found.evidence.candidate.spec
     return {
         "candidate": candidate.reference,
         "run_id": candidate.run_id,
-        "dataset": candidate.dataset_fingerprint,
+        "dataset": None if spec is None else spec.dataset_fingerprint,
         "gates": [gate.to_json() for gate in decision.gates],
     }
 

@@ -64,10 +64,13 @@ def run_hook(hook: Hook, event: dict[str, Any], wait_s: float = _WAIT_S) -> Hook
     return HookResult(hook.attempts, reason)
 
 
-def run_after_move(registry: Registry, moved: Event) -> None:
+def run_after_move(registry: Registry, moved: Event, wait_s: float = _WAIT_S) -> None:
     """Runs the policy's hook after a move, and records how it ended. The move stands all the same.
 
     Not while the lease is held: a slow command must not keep others from rolling back.
+
+    Args:
+        wait_s: As in `run_hook`.
     """
     hook = registry.policy.hook
     if hook is None:
@@ -80,7 +83,7 @@ def run_after_move(registry: Registry, moved: Event) -> None:
         "at": moved.created_at.isoformat(),
         **{key: moved.body[key] for key in ("alias", "from", "to")},
     }
-    result = run_hook(hook, told)
+    result = run_hook(hook, told, wait_s)
     if not result.succeeded:
         say(f"The hook failed {result.attempts} time(s): {result.reason}. The alias has moved.")
     body = {

@@ -99,8 +99,7 @@ def measure(
 
 
 def _serve(folder: Path, golden: Golden) -> Serving:
-    body = json.dumps({"inputs": golden.requests[:1]}).encode()
-    return measure_serving(folder, body)
+    return measure_serving(folder, json.dumps({"inputs": golden.requests[:1]}).encode())
 
 
 @dataclass(frozen=True, slots=True)

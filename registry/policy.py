@@ -8,13 +8,13 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-import tomllib
 from collections.abc import Callable, Mapping
 from dataclasses import MISSING, asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Final, Literal, get_args
 
 from mlops.errors import UsageError, choose
+from mlops.toml_file import read_toml
 
 OnFailure = Literal["refuse", "warn", "off"]
 
@@ -316,7 +316,7 @@ def read_policy(path: Path) -> Policy:
             cannot be; names the first of each table.
     """
     given, wrong = {}, []
-    for key, value in _load(path).items():
+    for key, value in read_toml(path, "policy").items():
         try:
             given[key] = _read_key(key, value)
         except UsageError as err:
@@ -328,19 +328,6 @@ def read_policy(path: Path) -> Policy:
             wrong.append(str(err))
     text = f"{path}: " + "; ".join(one.rstrip(".") for one in wrong)
     raise UsageError(text if text.endswith("?") else f"{text}.")
-
-
-def _load(path: Path) -> dict[str, Any]:
-    try:
-        return tomllib.loads(path.read_bytes().decode("utf-8-sig"))
-    except OSError as err:
-        raise UsageError(f"the policy {str(path)!r} cannot be read: {err.strerror}.") from err
-    except UnicodeDecodeError as err:
-        raise UsageError(f"{str(path)!r} is not UTF-8. Save it as UTF-8.") from err
-    except ValueError as err:  # tomllib.TOMLDecodeError, or a number of thousands of digits
-        raise UsageError(f"{str(path)!r} is not TOML: {err}.") from err
-    except RecursionError as err:
-        raise UsageError(f"{str(path)!r} is not a policy: its values nest too deep.") from err
 
 
 def _read_key(key: str, value: Any) -> Any:

@@ -56,7 +56,8 @@ def publish(registry: Registry, draft: Draft) -> Verified:
     given up, and the candidate gets another.
     """
     spec = draft.findings.evidence.candidate.spec
-    release = registry.catalog.open_release(draft.candidate, spec.dataset_name)
+    dataset = (spec.dataset_name, spec.dataset_fingerprint)
+    release = registry.catalog.open_release(draft.candidate, dataset, _tags(draft.decision))
     failpoint("release-version")
     if registry.catalog.is_published(release):
         try:
@@ -111,7 +112,7 @@ def _statement(registry: Registry, release: Release, draft: Draft) -> Statement:
 
 
 def _describe(registry: Registry, release: Release, draft: Draft) -> None:
-    """Shows in MLflow what was measured: a card, a tag for each gate, a metric for each score."""
+    """Shows in MLflow what was measured: a card, and a metric for each score."""
     evidence = draft.findings.evidence
     facts = CardFacts(
         name=release.name,
@@ -122,14 +123,16 @@ def _describe(registry: Registry, release: Release, draft: Draft) -> None:
         previous=draft.previous,
         n_rows=draft.findings.n_rows,
     )
-    tags = {
-        f"mlops.gate.{gate.name}": f"{gate.verdict}: {gate.measured}"[:TAG_CHARACTERS]
-        for gate in draft.decision.gates
-    }
     scores = evidence.candidate.score.values
     registry.catalog.describe(
         release,
         model_card(evidence, draft.decision, facts),
-        tags,
         {f"test_{name}": value for name, value in scores.items()},
     )
+
+
+def _tags(decision: Decision) -> dict[str, str]:
+    return {
+        f"mlops.gate.{gate.name}": f"{gate.verdict}: {gate.measured}"[:TAG_CHARACTERS]
+        for gate in decision.gates
+    }

@@ -14,11 +14,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
-from mlops.errors import MlopsError, UsageError
+from mlops.errors import MlopsError, UsageError, choose
 from mlops.program import answer, answer_json, run_program
 
 if TYPE_CHECKING:
     from registry.alias import Registry
+    from registry.catalog import Release
+    from registry.ledger import Event
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,20 +54,25 @@ def rollback(
     Raises:
         UnverifiedError: that release does not verify; the alias stays where it is.
         LeaseHeldError: another process is changing the model.
-        MlopsError: there is no such version, or nothing to go back to.
+        UsageError: there is no such model, version or alias.
+        RefusedError: that release was never promoted, and may not be without an approval.
+        MlopsError: there is nothing to go back to.
     """
     from registry.alias import changing, check_alias, move_alias
+    from registry.hook import run_after_move
     from registry.moves import previous_holder
     from registry.releases import fetch_release
     from registry.signing import UnverifiedError
 
     check_alias(alias)
     with changing(registry, name, "rollback"):
+        events = registry.ledger.events(name)
         holder = registry.catalog.find_alias(name, alias)
+        if holder is None:
+            _check_known(registry, name, alias, events)
         if to is None:
-            to = previous_holder(registry.ledger.events(name), alias)
+            to = previous_holder(events, alias)
         if to is None:
-            registry.catalog.get_release(name, 1 if holder is None else holder.version)
             raise MlopsError(
                 f"{name} has no earlier holder of {alias} to go back to; say which version with "
                 f"--to, or see python -m registry.history {name}."
@@ -73,6 +80,7 @@ def rollback(
         release = registry.catalog.get_release(name, to)
         if holder is not None and holder.version == to:
             return Rollback(name, alias, to, to, moved=False)
+        _check_promoted(registry, release, events)
         with tempfile.TemporaryDirectory(prefix="podium-") as private:
             try:
                 found = fetch_release(
@@ -85,8 +93,33 @@ def rollback(
                     "with --to."
                 ) from err
         evidence = {"statement_sha256": found.statement_sha256, "key": found.key}
-        move_alias(registry, release, alias, "rollback", evidence)
+        moved = move_alias(registry, release, alias, "rollback", evidence)
+    run_after_move(registry, moved)
     return Rollback(name, alias, None if holder is None else holder.version, to, moved=True)
+
+
+def _check_known(registry: Registry, name: str, alias: str, events: list[Event]) -> None:
+    """Refuses a name of an alias that never was: to set it would hide a slip of the pen."""
+    if not registry.catalog.find_releases(name):
+        registry.catalog.get_release(name, 1)
+    known = {event.body["alias"] for event in events if event.kind == "intent"}
+    known |= registry.catalog.find_aliases(name).keys()
+    if alias not in known:
+        choices = choose(alias, sorted(known)) if known else "none was set yet."
+        raise UsageError(f"{name} has no alias {alias!r}; {choices}")
+
+
+def _check_promoted(registry: Registry, release: Release, events: list[Event]) -> None:
+    """Refuses a release that waits for an approval: a rollback is no way around it."""
+    from registry.approve import RefusedError
+
+    of_it = [event.kind for event in events if event.version == release.version]
+    waits = "proposed" in of_it or registry.policy.approvals > 1
+    if waits and "done" not in of_it:
+        raise RefusedError(
+            f"{release.name} version {release.version} never held an alias, and needs an approval "
+            f"for that: python -m registry.approve {release.name} {release.version}"
+        )
 
 
 @dataclass(frozen=True)
@@ -99,6 +132,8 @@ class Options:
     """The version to go back to; by default the one before the present holder."""
     alias: str = "champion"
     """The alias to move."""
+    policy: Path | None = None
+    """Whose hook runs, as TOML; by default policy.toml in the home."""
     json: bool = False
     """Print what was done as one JSON line."""
     debug: bool = False
@@ -111,7 +146,7 @@ def _main(options: Options) -> int:
 
     if options.to is not None and options.to < 1:
         raise UsageError(f"--to is no version; expected 1 or more, got {options.to}.")
-    with open_registry() as registry:
+    with open_registry(policy=options.policy) as registry:
         done = rollback(registry, options.name, options.to, options.alias)
         who = in_words(registry.actor)
     if options.json:

@@ -31,11 +31,9 @@ def find_release(catalog: Catalog, what: str) -> Release:
     """
     name, at, alias = what.partition("@")
     name, slash, version = name.partition("/")
+    if not name or (slash and (at or not version.isdecimal())):
+        raise UsageError(f"{what!r} names no release; expected NAME, NAME@alias or NAME/version.")
     if slash:
-        if at or not version.isdigit():
-            raise UsageError(
-                f"{what!r} names no release; expected NAME, NAME@alias or NAME/version."
-            )
         return catalog.get_release(name, int(version))
     alias = alias if at else "champion"
     release = catalog.find_alias(name, alias) if alias else None

@@ -193,6 +193,7 @@ def test_the_flag_is_given_once(full: Path) -> None:
         (b"label = '\xff'\n", "is not UTF-8, in line 1. Save it as UTF-8."),
         (b"trials = 1\nlabel = '\xe4'\n", "is not UTF-8, in line 2"),
         ("a = " + "[" * 10_000, "nest too deep"),
+        ("trials = 1" + "0" * 5000, "is not TOML: a number has too many digits."),
     ],
 )
 def test_what_is_not_toml_is_refused_with_its_place(

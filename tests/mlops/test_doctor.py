@@ -52,7 +52,7 @@ def test_where_nothing_is_yet_all_is_fine_and_nothing_is_made(home: Path, tmp_pa
     found = examine({"MLOPS_HOME": str(home)})
     found.pop("disk")  # that of who runs the suite may be full
     found.pop("gpu")
-    assert list(found) == ["settings", "datasets", "journal", "studies", "tracking"]
+    assert list(found) == ["settings", "datasets", "journal", "ledger", "studies", "tracking"]
     assert not [one for health in found.values() for one in health.findings]
     assert list(tmp_path.iterdir()) == []
     text = as_text(found)
@@ -141,7 +141,7 @@ def test_a_check_that_breaks_does_not_stop_the_others_and_debug_shows_it(home: P
 def test_the_stores_of_a_checkout_are_known_though_nothing_is_installed(tmp_path: Path) -> None:
     names = [entry.name for entry in find_entries()]
     assert names == sorted(names)
-    assert {"datasets", "journal", "studies", "tracking"} <= set(names)
+    assert {"datasets", "journal", "ledger", "studies", "tracking"} <= set(names)
     code = "from mlops.stores import find_entries; print(len(find_entries()))"
     alone = subprocess.run(
         [sys.executable, "-S", "-c", code],  # no site-packages, and so no entry points

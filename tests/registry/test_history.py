@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 
-from mlops.mlflow_store import ensure_registered_model, open_store_client
+from mlops.mlflow_store import ensure_experiment, ensure_registered_model, open_store_client
 from mlops.settings import Settings
 from registry.events import Event
 from registry.history import Statement, as_table, compare, main, read_time
@@ -236,7 +236,7 @@ def test_the_check_asks_mlflow(
     settings = home_with_database
     client = open_store_client(settings)
     ensure_registered_model(client, "digits")
-    run_id = client.create_run(client.create_experiment("digits-releases")).info.run_id
+    run_id = client.create_run(ensure_experiment(client, "digits-releases")).info.run_id
     client.create_model_version("digits", f"runs:/{run_id}/release", run_id)
     client.set_registered_model_alias("digits", "champion", "1")
     assert main(["digits", "--check"]) == 1

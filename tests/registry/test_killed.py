@@ -1,7 +1,11 @@
-"""Promotions, approvals and rollbacks that are killed, and that meet: the alias and the ledger."""
+"""Promotions, approvals and rollbacks that are killed, and that meet: the alias and the ledger.
+
+`MLOPS_TEST_SEEDS=20` has sixteen of them meet twenty times; `make faults-registry` does.
+"""
 
 from __future__ import annotations
 
+import os
 import signal
 from collections.abc import Callable
 
@@ -9,13 +13,17 @@ import pytest
 
 from mlops.settings import Settings
 from registry.alias import Registry
+from registry.approve import approve
 from registry.failpoints import PLACES
 from registry.moves import open_intent
+from registry.promote import promote
 from registry.releases import fetch_release
+from registry.rollback import rollback
 from tests.registry.children import end, run, start
 from tests.registry.sides import NAME
 
 Register = Callable[..., int]
+N_SEEDS = int(os.environ.get("MLOPS_TEST_SEEDS", "1"))
 PROMOTING = [place for place in PLACES if place not in ("proposed", "approved")]
 
 
@@ -34,7 +42,7 @@ def test_killed_at_any_step_the_same_command_completes_it(
     registry: Registry, settings: Settings, register: Register, place: str
 ) -> None:
     register(right=9.0, value=0.9)
-    run(settings.home, "promote")
+    promote(registry, NAME)
     register(right=9.0, value=0.95)
     killed = run(settings.home, "promote", place, version=2)
     assert killed.exitcode == -signal.SIGKILL
@@ -43,10 +51,9 @@ def test_killed_at_any_step_the_same_command_completes_it(
     assert held is not None
     moved = place in ("alias", "done", "noted")
     assert held.version == (2 if moved else 1)
-    done = run(settings.home, "promote", version=2)
-    assert done.error is None and done.result is not None
-    assert done.result["version"] == 2
-    assert done.result["decision"] == ("unchanged" if moved else "promoted")
+    done = promote(registry, NAME, version=2)
+    assert done.version == 2
+    assert done.decision == ("unchanged" if moved else "promoted")
     assert_sound(registry)
     assert registry.catalog.find_aliases(NAME) == {"champion": 2}
     assert [one.version for one in registry.catalog.find_releases(NAME)] == [2, 1]
@@ -54,8 +61,7 @@ def test_killed_at_any_step_the_same_command_completes_it(
     assert open_intent(events, "champion") is None
     moves = [event.body["to"] for event in events if event.kind == "done"]
     assert moves == [1, 2]
-    again = run(settings.home, "promote", version=2)
-    assert again.result is not None and again.result["decision"] == "unchanged"
+    assert promote(registry, NAME, version=2).decision == "unchanged"
 
 
 @pytest.mark.parametrize("place", ["intent", "alias", "done"])
@@ -64,11 +70,10 @@ def test_a_rollback_that_is_killed_is_completed_by_the_same_command(
 ) -> None:
     for value in (0.9, 0.95):
         register(right=9.0, value=value)
-        run(settings.home, "promote")
+        promote(registry, NAME)
     assert run(settings.home, "rollback", place, to=1).exitcode == -signal.SIGKILL
     assert_sound(registry)
-    done = run(settings.home, "rollback", to=1)
-    assert done.result is not None and done.result["version"] == 1
+    assert rollback(registry, NAME, 1).version == 1
     assert registry.catalog.find_aliases(NAME) == {"champion": 1}
     kinds = [event.kind for event in registry.ledger.events(NAME)]
     assert kinds.count("rolled_back") == 1
@@ -80,29 +85,25 @@ def test_a_proposal_that_is_killed_is_completed_by_the_same_command(
     registry: Registry, settings: Settings, register: Register, place: str
 ) -> None:
     register(right=9.0, value=0.9)
-    where = place if place == "proposed" else None
-    proposed = run(settings.home, "promote", where, propose=True)
-    if where is not None:
-        assert proposed.exitcode == -signal.SIGKILL
-        assert registry.catalog.find_aliases(NAME) == {}
-        proposed = run(settings.home, "promote", version=1, propose=True)
-    assert proposed.result is not None and proposed.result["decision"] == "proposed"
+    if place == "proposed":
+        killed = run(settings.home, "promote", place, propose=True)
+        assert killed.exitcode == -signal.SIGKILL
+    assert promote(registry, NAME, version=1, propose=True).decision == "proposed"
     assert registry.catalog.find_aliases(NAME) == {}
-    if where is None:
+    if place != "proposed":
         assert run(settings.home, "approve", place, version=1).exitcode == -signal.SIGKILL
-    done = run(settings.home, "approve", version=1)
-    assert done.error is None
+    approve(registry, NAME, 1)
     assert registry.catalog.find_aliases(NAME) == {"champion": 1}
     kinds = [event.kind for event in registry.ledger.events(NAME)]
     assert kinds.count("done") == 1
     assert_sound(registry)
 
 
+@pytest.mark.parametrize("seed", range(N_SEEDS))
 def test_of_sixteen_promotions_at_once_one_wins_and_the_others_say_who_holds_it(
-    registry: Registry, settings: Settings, register: Register
+    registry: Registry, settings: Settings, register: Register, seed: int
 ) -> None:
     register(right=9.0, value=0.9)
-    run(settings.home, "rollback")  # so that all find the ledger made
     children = [start(settings.home, "promote") for _ in range(16)]
     ended = [end(*child) for child in children]
     decisions = [one.result["decision"] for one in ended if one.result is not None]

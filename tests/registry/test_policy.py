@@ -95,7 +95,7 @@ def test_a_key_that_is_left_out_keeps_its_default(tmp_path: Path) -> None:
         ("[[own]]\nname = 'a'\nfunction = 'a.b'", "function is 'a.b'; expected module:function."),
         ("[[own]]\nname = 'size'\nfunction = 'a:b'", "is 'size', the name of another gate"),
         ("[[own]]\nname = 'structure'\nfunction = 'a:b'", "the name of another gate"),
-        ("approvals = ", "is not TOML: Invalid value"),
+        ("approvals = ", "is not TOML: invalid value, line 1, column 12."),
         ("approvals = 1" + "0" * 5000, "is not TOML"),
         ("[size]\nsize_bytes = 1" + "0" * 4000, "expected a whole number from 1"),
         ("a = " + "[" * 3000 + "]" * 3000, "nest too deep"),

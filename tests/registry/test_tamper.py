@@ -342,7 +342,7 @@ def test_a_release_of_an_older_scoring_file_verifies_loads_and_can_be_rolled_bac
 
     catalog, settings = home.registry.catalog, home.registry.settings
     candidate = replace(catalog.find_candidates(NAME)[0], version=99)
-    release = catalog.open_release(candidate, "sides")
+    release = catalog.open_release(candidate, ("sides", candidate.dataset_fingerprint), {})
     statement = read_statement((folder / "release.json").read_bytes())
     statement = replace(
         statement, version=release.version, run_id=release.run_id, files=hash_files(folder)
