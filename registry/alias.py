@@ -13,12 +13,13 @@ import os
 import platform
 import re
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from mlops.errors import MlopsError, UsageError
+from mlops.mlflow_store import REFUSALS
 from mlops.settings import Settings
 from registry.actor import find_actor
 from registry.catalog import CHAMPION, Catalog, Release
@@ -31,6 +32,8 @@ from registry.probe import Probed, probe
 Probe = Callable[..., Probed]
 Move = Literal["promote", "rollback"]
 _ENDS: dict[str, Kind] = {"promote": "done", "rollback": "rolled_back"}
+_REFUSALS = REFUSALS | {"PERMISSION_DENIED", "UNAUTHENTICATED"}
+"""MLflow's error codes by which it is certain that nothing moved."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,10 +161,10 @@ def move_alias(
     failpoint("intent")
     try:
         registry.catalog.move_alias(release, alias)
-    except MlopsError:  # refused, or the answer was lost: where it is now is looked up
-        with suppress(MlopsError):
-            settle(registry, release.name)
-        raise
+    except MlopsError as err:
+        if getattr(err.__cause__, "error_code", None) in _REFUSALS:
+            _end(registry, intent, moved=False)
+        raise  # where the answer was lost it may still move: the next command looks
     failpoint("alias")
     end = _end(registry, intent, moved=True)
     failpoint("done")

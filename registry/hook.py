@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import subprocess
 import time
 from dataclasses import dataclass
@@ -43,25 +45,33 @@ def run_hook(hook: Hook, event: dict[str, Any], wait_s: float = _WAIT_S) -> Hook
     """
     reason = ""
     for attempt in range(1, hook.attempts + 1):
-        try:
-            done = subprocess.run(
-                hook.command,
-                input=json.dumps(event).encode(),
-                stdout=subprocess.DEVNULL,
-                stderr=subprocess.DEVNULL,
-                timeout=hook.timeout_s,
-                check=False,
-            )
-            reason = "" if done.returncode == 0 else f"it exited with {done.returncode}"
-        except subprocess.TimeoutExpired:
-            reason = f"it took longer than {hook.timeout_s:g} s"
-        except OSError as err:
-            reason = f"it could not be started: {err.strerror}"
+        reason = _run_once(hook, json.dumps(event).encode())
         if not reason:
             return HookResult(attempt, "")
         if attempt < hook.attempts:
             time.sleep(wait_s * 2 ** (attempt - 1))
     return HookResult(hook.attempts, reason)
+
+
+def _run_once(hook: Hook, told: bytes) -> str:
+    """Returns why it failed; "" where it did not. What it started ends with it, if it is late."""
+    try:
+        process = subprocess.Popen(
+            hook.command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+    except (OSError, ValueError) as err:
+        return f"it could not be started: {getattr(err, 'strerror', None) or err}"
+    with process:
+        try:
+            process.communicate(told, hook.timeout_s)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            return f"it took longer than {hook.timeout_s:g} s"
+    return "" if process.returncode == 0 else f"it exited with {process.returncode}"
 
 
 def run_after_move(registry: Registry, moved: Event, wait_s: float = _WAIT_S) -> None:

@@ -72,7 +72,7 @@ def _choice(value: Any) -> str:
 def _words(value: Any) -> tuple[str, ...]:
     if isinstance(value, (list, tuple)) and value:
         words = tuple(value)
-        if all(isinstance(word, str) and word for word in words):
+        if all(isinstance(word, str) and word and "\0" not in word for word in words):
             return words
     raise ValueError('expected a program and its arguments, as ["python", "smoke.py"]')
 

@@ -98,7 +98,10 @@ def _main(options: Options) -> int:
     for note in done.notes:
         say(note)
     if options.json:
-        answer_json(done.to_json())
+        how = {}
+        if done.decision == "promoted":
+            how["serve"] = serve_command(done.name, done.alias, settings)
+        answer_json(done.to_json() | how)
     else:
         answer(_in_words(done, settings, who))
     return 3 if done.decision == "rejected" else 0

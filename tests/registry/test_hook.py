@@ -191,3 +191,12 @@ def test_the_program_ends_with_0_although_the_hook_always_fails(
     assert registry.catalog.find_aliases(NAME) == {"champion": 1}
     (event,) = hook_events(registry)
     assert (event.body["succeeded"], event.body["reason"]) == (False, "it exited with 1")
+
+
+def test_what_a_late_command_started_ends_with_it(tmp_path: Path) -> None:
+    mark = tmp_path / "mark"
+    script = f"(sleep 1.5; touch {mark}) & wait"
+    result = run_hook(Hook(("sh", "-c", script), attempts=1, timeout_s=0.3), {}, wait_s=0.0)
+    assert "longer than 0.3 s" in result.reason
+    time.sleep(2.0)
+    assert not mark.exists()

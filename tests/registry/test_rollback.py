@@ -17,6 +17,7 @@ from mlops.errors import MlopsError, UsageError
 from mlops.mlflow_store import open_store_client
 from registry.alias import Registry, open_registry
 from registry.approve import RefusedError
+from registry.catalog import Catalog, Release
 from registry.ledger import Actor, os_user
 from registry.moves import open_intent
 from registry.policy import Hook
@@ -215,6 +216,25 @@ def test_a_move_that_was_interrupted_is_settled_first(
     assert (settled.kind, settled.body["intent"], settled.body["late"]) == (end, intent.seq, True)
     assert open_intent(three.ledger.events(NAME), "champion") is None
     assert kinds(three)[-2:] == ["intent", "rolled_back"]
+
+
+class LostAnswer(Catalog):
+    """Moves the alias, and does not say so."""
+
+    def move_alias(self, release: Release, alias: str) -> None:
+        super().move_alias(release, alias)
+        raise MlopsError("the model registry did not do it: Read timed out.")
+
+
+def test_a_move_whose_answer_was_lost_is_settled_by_the_next_command(three: Registry) -> None:
+    deaf = replace(three, catalog=LostAnswer(open_store_client(three.settings)))
+    with pytest.raises(MlopsError, match="Read timed out"):
+        rollback(deaf, NAME)
+    intent = open_intent(three.ledger.events(NAME), "champion")
+    assert intent is not None and kinds(three)[-1] == "intent"
+    assert not rollback(three, NAME, to=2).moved
+    end = three.ledger.events(NAME)[-1]
+    assert (end.kind, end.body["intent"], end.body["late"]) == ("rolled_back", intent.seq, True)
 
 
 def test_the_hook_runs_after_a_rollback(three: Registry, tmp_path: Path) -> None:
