@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any, Final
+from typing import Final
 
+from mlops.errors import MlopsError, first_line
 from mlops.settings import Settings
 from registry.ledger import Actor, Ledger, os_user
 
@@ -16,6 +17,9 @@ def find_actor(settings: Settings, ledger: Ledger) -> Actor:
 
     A tracking server counts where it tells this login's name, and tells it to nobody without a
     login: one that takes any word proves nothing.
+
+    Raises:
+        MlopsError: the tracking server does not answer.
     """
     name = _server_login(settings)
     if name is not None:
@@ -41,28 +45,26 @@ def _server_login(settings: Settings) -> str | None:
     from mlflow.utils.credentials import get_default_host_creds
     from mlflow.utils.rest_utils import http_request
 
-    def ask(creds: Any) -> Any:
-        return http_request(
-            creds,
-            _CURRENT_USER,
-            "GET",
-            timeout=_TIMEOUT_S,
-            max_retries=0,
-            raise_on_status=False,
-        )
-
     try:
         creds = get_default_host_creds(uri)
-        known = ask(creds)
+        known = http_request(
+            creds, _CURRENT_USER, "GET", timeout=_TIMEOUT_S, max_retries=0, raise_on_status=False
+        )
         if known.status_code != 200:
             return None
-        name = known.json()["user"]["username"]
         stranger = requests.get(
             uri.rstrip("/") + _CURRENT_USER,
             auth=lambda request: request,  # else requests takes a login from ~/.netrc
             timeout=_TIMEOUT_S,
             verify=creds.verify,
         )
-    except Exception:  # a server that answers otherwise has no accounts
+    except Exception as err:  # not passed over: a weaker name would stand for the login
+        raise MlopsError(
+            f"the tracking server does not say who is asking: {first_line(err)} Try again when it "
+            "answers."
+        ) from err
+    try:
+        name = known.json()["user"]["username"]
+    except (ValueError, KeyError, TypeError):  # a page of some other server's
         return None
     return name if isinstance(name, str) and name and stranger.status_code == 401 else None

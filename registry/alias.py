@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from mlops.errors import MlopsError, UsageError
-from mlops.mlflow_store import REFUSALS
+from mlops.mlflow_store import REFUSALS, open_store_client
 from mlops.settings import Settings
 from registry.actor import find_actor
 from registry.catalog import CHAMPION, Catalog, Release
@@ -75,8 +75,6 @@ def open_registry(
         >>> with open_registry() as registry:  # doctest: +SKIP
         ...     rollback(registry, "digits-classifier")
     """
-    from mlops.mlflow_store import open_store_client
-
     settings = settings or Settings.from_env()
     rules = _open_policy(settings, policy)
     catalog = Catalog(open_store_client(settings))

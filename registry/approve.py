@@ -68,7 +68,8 @@ def approve(registry: Registry, name: str, version: int) -> Approval:
             _note(registry, release)
             return Approval(name, version, alias, proposal.actor, moved=False)
         _check_account(registry, proposal)
-        _check_waits(events, proposal, release, holder)
+        champion = registry.catalog.find_alias(name, "champion")
+        _check_waits(events, proposal, release, {"previous": holder, "champion": champion})
         verified = fetch_release(
             registry.catalog, release, Path(own), registry.settings.public_keys
         )
@@ -110,9 +111,13 @@ def _find_proposal(events: list[Event], name: str, version: int) -> Event:
 
 
 def _check_waits(
-    events: list[Event], proposal: Event, release: Release, holder: Release | None
+    events: list[Event], proposal: Event, release: Release, now: dict[str, Release | None]
 ) -> None:
-    """Refuses a proposal that was used, or whose comparison is of an earlier day."""
+    """Refuses a proposal that was used, or whose comparison is of an earlier day.
+
+    Args:
+        now: Who holds the alias ("previous"), and who is champion.
+    """
     name, version, alias = release.name, release.version, proposal.body["alias"]
     other = () if alias == "champion" else ("--alias", alias)
     candidate = release.candidate.rpartition("/")[2]
@@ -125,12 +130,14 @@ def _check_waits(
         raise RefusedError(
             f"{name} version {version} was approved before, and is {alias} no more. {again}"
         )
-    was, now = proposal.body["previous"], None if holder is None else holder.version
-    if now != was:
-        raise RefusedError(
-            f"{name} version {version} was proposed in place of {_word(was)}, and {alias} is "
-            f"{_word(now)} now. {again}"
-        )
+    for key, what in (("previous", alias), ("champion", "champion")):
+        was, holder = proposal.body[key], now[key]
+        held = None if holder is None else holder.version
+        if held != was:
+            raise RefusedError(
+                f"{name} version {version} was proposed when {what} was {_word(was)}, and it is "
+                f"{_word(held)} now. {again}"
+            )
 
 
 def _note(registry: Registry, release: Release) -> None:

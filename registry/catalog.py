@@ -95,7 +95,7 @@ class Catalog:
             UsageError: there are none; names the models that have some.
         """
         with _translated():
-            found = self._versions(f"name = '{name}-candidates'")
+            found = self._versions(f"name = '{_checked(name)}-candidates'")
         if not found:
             others = sorted(
                 model.name.removesuffix("-candidates")
@@ -112,31 +112,30 @@ class Catalog:
 
     def find_alias(self, name: str, alias: str) -> Release | None:
         """Returns the release that holds an alias, or None."""
-        from mlflow.exceptions import MlflowException
-
-        try:
-            return _release(name, self._client.get_model_version_by_alias(name, alias))
-        except MlflowException as err:
-            if err.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
-                return None
-            raise MlopsError(f"the model registry does not answer: {first_line(err)}") from err
+        # Not asked by alias: of a model that is not there a server with accounts answers 403.
+        version = self.find_aliases(name).get(alias)
+        if version is None:
+            return None
+        with _translated():
+            return _release(name, self._client.get_model_version(name, str(version)))
 
     def find_aliases(self, name: str) -> dict[str, int]:
         """Returns the versions that a model's aliases hold; {} where there is no such model."""
         from mlflow.exceptions import MlflowException
 
-        try:
-            model = self._client.get_registered_model(name)
-        except MlflowException as err:
-            if err.error_code == "RESOURCE_DOES_NOT_EXIST":
-                return {}
-            raise MlopsError(f"the model registry does not answer: {first_line(err)}") from err
+        with _translated():
+            try:
+                model = self._client.get_registered_model(_checked(name))
+            except MlflowException as err:
+                if err.error_code == "RESOURCE_DOES_NOT_EXIST":
+                    return {}
+                raise
         return {alias: int(version) for alias, version in model.aliases.items()}
 
     def find_releases(self, name: str) -> list[Release]:
         """Returns the versions of a model, newest first; [] where there is no such model."""
         with _translated():
-            return [_release(name, one) for one in self._versions(f"name = '{name}'")]
+            return [_release(name, one) for one in self._versions(f"name = '{_checked(name)}'")]
 
     def get_release(self, name: str, version: int) -> Release:
         """Returns a version of a model.
@@ -354,6 +353,13 @@ def _candidate(name: str, version: Any) -> Candidate:
     )
 
 
+def _checked(name: str) -> str:
+    """Returns a model's name, if it can be part of a question to MLflow."""
+    if not name or any(sign in name for sign in "'\"`/:%"):
+        raise UsageError(f"{name!r} is no name of a model; expected none of ' \" ` / : %.")
+    return name
+
+
 @contextlib.contextmanager
 def _translated() -> Iterator[None]:
     from mlflow.exceptions import MlflowException
@@ -361,6 +367,18 @@ def _translated() -> Iterator[None]:
     try:
         yield
     except MlflowException as err:
-        raise MlopsError(f"the model registry did not do it: {first_line(err)}") from err
+        raise MlopsError(_in_words(err)) from err
     except OSError as err:
         raise MlopsError(f"a model's files could not be read or written: {err}") from err
+
+
+def _in_words(err: Any) -> str:
+    said = first_line(err)
+    if err.error_code == "UNAUTHENTICATED" or "error code 401" in said:
+        return (
+            "the tracking server did not accept the login; look at MLFLOW_TRACKING_USERNAME and "
+            "MLFLOW_TRACKING_PASSWORD."
+        )
+    if err.error_code == "PERMISSION_DENIED" or "error code 403" in said:
+        return f"the tracking server does not allow this login to do that: {said}"
+    return f"the model registry did not do it: {said}"

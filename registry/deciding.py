@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from mlops.errors import StructureError, UsageError, refuse_model
+from mlops.errors import MlopsError, StructureError, UsageError, refuse_model
 from mlops.packaging import RELEASE_FILES, ModelSpec, check_model_folder
 from registry.alias import Registry, move_alias
 from registry.catalog import CHAMPION, Candidate, Release
@@ -110,9 +110,9 @@ class Deciding:
         is_its = holder is not None and holder.candidate == candidate.reference
         if holder is not None and is_its and self._fetch(holder, "holder", notes) is not None:
             # Also what a crash between the alias and the note left behind.
-            catalog.note_decision(candidate, "promoted", holder)
+            self._note(candidate, "promoted", notes, holder)
             reason = f"candidate {candidate.version} holds {self.alias} already"
-            return self._unchanged(holder, candidate, reason), None
+            return replace(self._unchanged(holder, candidate, reason), notes=tuple(notes)), None
         return self._measure(candidate, holder, notes)
 
     def _unchanged(
@@ -188,7 +188,7 @@ class Deciding:
             self.registry.actor,
             _decided(candidate, decision, found),
         )
-        self.registry.catalog.note_decision(candidate, "rejected")
+        self._note(candidate, "rejected", notes)
         version = None if holder is None else holder.version
         return Promotion(
             "rejected",
@@ -222,19 +222,33 @@ class Deciding:
             draft.decision.gates,
             f"{score.metric} {score.value:.4f} on {score.n_rows} test rows "
             f"({candidate.architecture})",
-            tuple(notes),
         )
         if self.propose or registry.policy.approvals > 1:
-            proposal = {"alias": self.alias, "previous": draft.previous, **evidence}
-            proposal["approvals"] = registry.policy.approvals
+            champion = draft.findings.evidence.champion
+            proposal = {
+                "alias": self.alias,
+                "previous": draft.previous,
+                "champion": None if champion is None else champion.version,
+                "approvals": registry.policy.approvals,
+                **evidence,
+            }
             registry.ledger.append("proposed", self.name, release.version, registry.actor, proposal)
             failpoint("proposed")
-            registry.catalog.note_decision(candidate, "proposed", release)
-            return replace(done, decision="proposed"), None
+            self._note(candidate, "proposed", notes, release)
+            return replace(done, decision="proposed", notes=tuple(notes)), None
         moved = move_alias(registry, release, self.alias, "promote", evidence)
-        registry.catalog.note_decision(candidate, "promoted", release)
+        self._note(candidate, "promoted", notes, release)
         failpoint("noted")
-        return done, moved
+        return replace(done, notes=tuple(notes)), moved
+
+    def _note(
+        self, candidate: Candidate, decision: str, notes: list[str], release: Release | None = None
+    ) -> None:
+        """Notes it on the candidate, whose model may be one that this account may not write to."""
+        try:
+            self.registry.catalog.note_decision(candidate, decision, release)
+        except MlopsError as err:
+            notes.append(f"{candidate.reference} was not marked as {decision}: {err}")
 
 
 def _check_candidate(folder: Path) -> ModelSpec:

@@ -117,7 +117,7 @@ def test_a_proposal_against_a_champion_that_was_replaced_is_proposed_again(
     register(right=9.0, value=0.95)
     assert promote(proposed, NAME).version == 2
     with pytest.raises(
-        RefusedError, match="was proposed in place of nothing, and champion is version 2 now"
+        RefusedError, match="was proposed when champion was nothing, and it is version 2 now"
     ) as refused:
         approve(seen_as(proposed, BOB), NAME, 1)
     assert champion_of(proposed) == 2
