@@ -28,7 +28,7 @@ serve: $(BIN)/.ready  ## Serve NAME's champion on PORT (5001) with stock mlflow,
 	PATH="$(CURDIR)/$(BIN):$$PATH" MLFLOW_DISABLE_TELEMETRY=true MLFLOW_TRACKING_URI="$${MLFLOW_TRACKING_URI:-sqlite:///$${MLOPS_HOME:-$(CURDIR)/.mlops}/mlflow.db}" mlflow models serve -m "models:/$(NAME)@champion" --env-manager local --port $(PORT)
 
 test: $(BIN)/.dev     ## Run the tests that need nothing but Python.
-	$(BIN)/python -m pytest -q -m "not system" $(ARGS)
+	$(BIN)/python -m pytest -q -n 2 --dist loadgroup -m "not system" $(ARGS)
 
 test-system: $(BIN)/.dev  ## Run the tests that need a system program (a browser).
 	@$(BIN)/python tests/system_programs.py

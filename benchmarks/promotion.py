@@ -44,17 +44,19 @@ STEPS = (
 
 def main() -> None:
     parser = argparse.ArgumentParser(COMMAND, description=__doc__)
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--one", help=argparse.SUPPRESS)
+    parser.add_argument("--rounds", type=int, default=6)
+    parser.add_argument("--one", nargs=2, help=argparse.SUPPRESS)
     asked = parser.parse_args()
     quiet()
     if asked.one:
-        print(json.dumps(_promote_timed(Path(asked.one))))
+        home, version = asked.one
+        print(json.dumps(_promote_timed(Path(home), int(version))))
         return
     with tempfile.TemporaryDirectory() as scratch:
         settings = Settings.from_env({"MLOPS_HOME": scratch})
         size = _prepare(settings, asked.rounds)
-        timings = [_in_its_own_process(settings.home) for _ in range(asked.rounds)]
+        rounds = range(1, asked.rounds + 1)
+        timings = [_in_its_own_process(settings.home, version) for version in rounds]
         startup = [_time_startup() for _ in range(asked.rounds)]
         serving = _time_serving(settings)
     _print(timings, startup, serving, size)
@@ -114,10 +116,10 @@ def _prepare(settings: Settings, n: int) -> int:
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
 
-def _in_its_own_process(home: Path) -> dict[str, float]:
+def _in_its_own_process(home: Path, version: int) -> dict[str, float]:
     began = time.perf_counter()
     done = subprocess.run(
-        [sys.executable, "-m", "benchmarks.promotion", "--one", str(home)],
+        [sys.executable, "-m", "benchmarks.promotion", "--one", str(home), str(version)],
         capture_output=True,
         text=True,
         check=True,
@@ -160,7 +162,7 @@ def _timing(step: str, spent: dict[str, float]) -> Iterator[None]:
         spent[step] += time.perf_counter() - began
 
 
-def _promote_timed(home: Path) -> dict[str, float]:
+def _promote_timed(home: Path, version: int) -> dict[str, float]:
     spent: dict[str, float] = defaultdict(float)
     began = time.perf_counter()
     with _timing(IMPORTS, spent):
@@ -180,7 +182,7 @@ def _promote_timed(home: Path) -> dict[str, float]:
     ledger: Any = _Timed(registry.ledger, STEPS[5], spent)
     probe = _timed(registry.probe, PROBE, spent)
     timed = dataclasses.replace(registry, catalog=catalog, ledger=ledger, probe=probe)
-    done = promote.promote(timed, NAME)
+    done = promote.promote(timed, NAME, version)
     assert done.decision == "promoted", done
     opened.__exit__(None, None, None)
     spent[STEPS[6]] = time.perf_counter() - began - sum(spent.values())

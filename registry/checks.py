@@ -79,7 +79,9 @@ def _same_interface(evidence: Evidence, policy: Policy) -> Found | None:
     spec, champion = evidence.candidate.spec, evidence.champion.spec
     sends, takes = describe_interface(spec), describe_interface(champion)
     failure = f"its clients send and expect something else: {sends}, not {takes}"
-    return Found(sends, takes, sends, takes, "" if same_interface(spec, champion) else failure)
+    same = same_interface(spec, champion)
+    expected = "as the champion's" if same else takes
+    return Found(sends, takes, sends, expected, "" if same else failure)
 
 
 def _not_worse_than_champion(evidence: Evidence, policy: Policy) -> Found | None:

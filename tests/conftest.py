@@ -24,6 +24,18 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+SHARED = ("workers", "swept", "tracking")
+"""Fixtures that take long to make: the tests that have one run in one process, where two run."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        used = [name for name in SHARED if name in getattr(item, "fixturenames", ())]
+        # A file's fixtures are made once, too.
+        group = used[0] if used else item.path.name
+        item.add_marker(pytest.mark.xdist_group(group))
+
+
 @dataclass(frozen=True, slots=True)
 class Tracking:
     """A running embedded server; `settings` are those of its home, with no tracking URI set."""

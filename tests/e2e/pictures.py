@@ -70,6 +70,12 @@ def show_registry(page: Page, server_url: str, model: str) -> None:
     page.get_by_text("champion").first.wait_for()
 
 
+def show_card(page: Page, server_url: str, model: str, version: int) -> None:
+    """Opens the page of a version, whose description is its model card."""
+    page.goto(f"{server_url}/#/models/{model}/versions/{version}")
+    page.get_by_role("heading", name="Gates").first.wait_for()
+
+
 def main(folder: str = "docs/pictures") -> int:
     settings = Settings.from_env()
     with open_server(settings) as server, open_page() as page:
@@ -83,6 +89,10 @@ def main(folder: str = "docs/pictures") -> int:
         show_registry(page, server.url, "digits-classifier")
         page.wait_for_timeout(1000)
         page.screenshot(path=str(Path(folder) / "registry.png"))
+        page.set_viewport_size({"width": 1500, "height": 1700})
+        show_card(page, server.url, "digits-classifier", 1)
+        page.wait_for_timeout(1000)
+        page.screenshot(path=str(Path(folder) / "card.png"))
     return 0
 
 

@@ -13,7 +13,7 @@ import pytest
 from mlops.dataset_store import open_dataset_store
 from mlops.mlflow_store import open_store_client
 from tests.e2e.conftest import Swept
-from tests.e2e.pictures import open_page, show_charts, show_registry, show_table
+from tests.e2e.pictures import open_page, show_card, show_charts, show_registry, show_table
 from tests.e2e.serving import free_port, serve
 
 README = Path(__file__).parents[2] / "README.md"
@@ -113,3 +113,5 @@ def test_the_runs_can_be_compared_in_a_browser_at_the_address_the_sweep_printed(
         page.screenshot(path=str(tmp_path / "charts.png"))
         assert (tmp_path / "charts.png").stat().st_size > 20_000
         show_registry(page, server.url, "digits-classifier")
+        show_card(page, server.url, "digits-classifier", 1)
+        assert page.get_by_text("better_than_chance").first.is_visible()
