@@ -83,10 +83,18 @@ def open_registry(
 
 
 def _open_policy(settings: Settings, path: Path | None) -> Policy:
+    """The policy of the home, or another one that asks for as many accounts at least."""
     own = settings.home / "policy.toml"
-    if path is None and not own.exists():
-        return Policy.default()
-    return read_policy(path or own)
+    at_home = read_policy(own) if os.path.lexists(own) else Policy.default()
+    if path is None:
+        return at_home
+    other = read_policy(path)
+    if other.approvals < at_home.approvals:
+        raise UsageError(
+            f"{path} asks for {other.approvals} account, and the policy of this home for "
+            f"{at_home.approvals}; expected approvals = {at_home.approvals}."
+        )
+    return other
 
 
 def check_alias(alias: str) -> str:
@@ -130,7 +138,6 @@ def settle(registry: Registry, name: str) -> None:
             continue
         holder = registry.catalog.find_alias(name, alias)
         moved = holder is not None and holder.version == intent.body["to"]
-        # Of a move to where the alias was already it cannot be told; it changed nothing.
         _end(registry, intent, moved, late=True)
 
 

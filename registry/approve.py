@@ -52,6 +52,7 @@ def approve(registry: Registry, name: str, version: int) -> Approval:
     from registry.alias import changing, move_alias
     from registry.failpoints import failpoint
     from registry.hook import run_after_move
+    from registry.moves import present_holder
     from registry.releases import fetch_release
 
     release = registry.catalog.get_release(name, version)
@@ -63,7 +64,8 @@ def approve(registry: Registry, name: str, version: int) -> Approval:
         proposal = _find_proposal(events, name, version)
         alias = proposal.body["alias"]
         holder = registry.catalog.find_alias(name, alias)
-        if holder is not None and holder.version == version:
+        is_recorded = present_holder(events, alias) == version
+        if holder is not None and holder.version == version and is_recorded:
             # Also what a crash between the alias and the note left behind.
             _note(registry, release)
             return Approval(name, version, alias, proposal.actor, moved=False)
@@ -73,12 +75,17 @@ def approve(registry: Registry, name: str, version: int) -> Approval:
         verified = fetch_release(
             registry.catalog, release, Path(own), registry.settings.public_keys
         )
+        if verified.statement_sha256 != proposal.body["statement_sha256"]:
+            raise RefusedError(
+                f"{name} version {version} is not what was proposed: it was made and signed anew "
+                "since. Propose it again."
+            )
         approval = registry.ledger.append(
             "approved", name, version, registry.actor, {"alias": alias, "proposal": proposal.seq}
         )
         failpoint("approved")
         evidence = {
-            "candidate": release.candidate,
+            "candidate": verified.statement.candidate,
             "proposal": proposal.seq,
             "approval": approval.seq,
             "statement_sha256": verified.statement_sha256,

@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import math
 import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -64,12 +65,27 @@ class Candidate:
 
 @dataclass(frozen=True, slots=True)
 class Release:
-    """A version of `<name>`; `candidate` says which candidate's bytes it holds."""
+    """A version of `<name>`.
+
+    Attributes:
+        candidate: Which candidate's bytes it holds, by its tag; the signed statement says it too.
+        source: Where MLflow looks for its bytes.
+    """
 
     name: str
     version: int
     run_id: str
     candidate: str
+    source: str = ""
+
+    @property
+    def is_ours(self) -> bool:
+        """Whether the bytes that MLflow serves of it are those that are verified here."""
+        return bool(self.run_id) and self.source == release_source(self.run_id)
+
+
+def release_source(run_id: str) -> str:
+    return f"runs:/{run_id}/{RELEASE_PATH}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,7 +193,7 @@ class Catalog:
             content = file.read_bytes()
         try:
             value = json.loads(content)
-        except ValueError:
+        except (ValueError, RecursionError):
             value = None
         digest = hashlib.sha256(content).hexdigest()
         return (value if isinstance(value, dict) else {}), digest
@@ -190,6 +206,11 @@ class Catalog:
         """
         from mlflow.exceptions import MlflowException
 
+        if not candidate.run_id:
+            raise UsageError(
+                f"{candidate.reference} names no run that made it; decide on another with "
+                "--version."
+            )
         try:
             run = self._client.get_run(candidate.run_id)
         except MlflowException as err:
@@ -253,22 +274,40 @@ class Catalog:
             )
             failpoint("release-run")
             ensure_registered_model(self._client, name)
-            found = self._versions(f"name = '{name}' and run_id = '{run_id}'")
+            source = release_source(run_id)
+            # One that looks elsewhere for its bytes is not of ours.
+            found = [
+                one
+                for one in self._versions(f"name = '{name}' and run_id = '{run_id}'")
+                if one.source == source
+            ]
             version = (
                 found[0]
                 if found
                 else self._client.create_model_version(
                     name,
-                    f"runs:/{run_id}/{RELEASE_PATH}",
+                    source,
                     run_id,
                     tags={**tags, **shown},
                     await_creation_for=0,
                 )
             )
-            release = Release(name, int(version.version), run_id, candidate.reference)
+            release = Release(name, int(version.version), run_id, candidate.reference, source)
             if found and not self.is_published(release):  # of an earlier try, which was killed
                 self._set_tags(name, release.version, shown)
         return release
+
+    def has_bytes(self, release: Release) -> bool:
+        """Tells whether anything is left of a release's bytes."""
+        from mlflow.exceptions import MlflowException
+
+        with _translated():
+            try:
+                return bool(self._client.list_artifacts(release.run_id, RELEASE_PATH))
+            except MlflowException as err:
+                if err.error_code == "RESOURCE_DOES_NOT_EXIST":
+                    return False
+                raise
 
     def is_published(self, release: Release) -> bool:
         """Tells whether a release's bytes are all there: its signature is the last of them."""
@@ -335,7 +374,11 @@ class Catalog:
 
 def _release(name: str, version: Any) -> Release:
     return Release(
-        name, int(version.version), version.run_id or "", version.tags.get(CANDIDATE_TAG, "")
+        name,
+        int(version.version),
+        version.run_id or "",
+        version.tags.get(CANDIDATE_TAG, ""),
+        version.source or "",
     )
 
 
@@ -348,14 +391,23 @@ def _candidate(name: str, version: Any) -> Candidate:
         architecture=tags.get("mlops.architecture", "unknown"),
         dataset_fingerprint=tags.get("mlops.dataset_fingerprint", ""),
         objective=tags.get("mlops.objective", ""),
-        value=float(tags.get("mlops.value", "-inf")),
+        value=_value(tags.get("mlops.value", "")),
         decision=tags.get(DECISION_TAG),
     )
 
 
+def _value(text: str) -> float:
+    """Reads a tag that anybody may have written: what is no finite number is the least."""
+    try:
+        value = float(text)
+    except ValueError:
+        return -math.inf
+    return value if math.isfinite(value) else -math.inf
+
+
 def _checked(name: str) -> str:
     """Returns a model's name, if it can be part of a question to MLflow."""
-    if not name or any(sign in name for sign in "'\"`/:%"):
+    if not name.isprintable() or not name or any(sign in name for sign in "'\"`/:%"):
         raise UsageError(f"{name!r} is no name of a model; expected none of ' \" ` / : %.")
     return name
 

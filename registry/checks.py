@@ -73,6 +73,16 @@ def _quality(evidence: Evidence, policy: Policy) -> Found | None:
     )
 
 
+def _champion_verifies(evidence: Evidence, policy: Policy) -> Found | None:
+    fault = evidence.champion_fault
+    if fault:
+        failure = f"the champion cannot be compared with: {fault}"
+        return Found("no", "yes", "no", "verifies, answers", failure)
+    if evidence.champion is None:
+        return None
+    return Found("yes", "yes", "verifies, answers", "verifies, answers")
+
+
 def _same_interface(evidence: Evidence, policy: Policy) -> Found | None:
     if evidence.champion is None:
         return None
@@ -233,6 +243,7 @@ CHECKS: Final[dict[str, Callable[[Evidence, Policy], Found | None]]] = {
     "finite_outputs": _finite_outputs,
     "better_than_chance": _better_than_chance,
     "quality": _quality,
+    "champion_verifies": _champion_verifies,
     "same_interface": _same_interface,
     "not_worse_than_champion": _not_worse_than_champion,
     "largest_drop": _largest_drop,

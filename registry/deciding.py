@@ -9,15 +9,16 @@ from typing import Any, Literal
 from mlops.errors import MlopsError, StructureError, UsageError, refuse_model
 from mlops.packaging import RELEASE_FILES, ModelSpec, check_model_folder
 from registry.alias import Registry, move_alias
-from registry.catalog import CHAMPION, Candidate, Release
+from registry.catalog import CHAMPION, Candidate, Release, Source
 from registry.failpoints import failpoint
 from registry.gates import Decision, Gate, decide, refuse_answers, refuse_structure
+from registry.golden import GOLDEN
 from registry.ledger import Event
 from registry.measuring import Findings, measure, read_commit
-from registry.moves import count_decisions
+from registry.moves import count_decisions, present_holder
 from registry.probe import ModelFailedError
 from registry.publishing import Draft, publish
-from registry.releases import Verified, fetch_release
+from registry.releases import Verified, fetch_release, hash_files
 from registry.signing import UnverifiedError
 
 
@@ -107,13 +108,23 @@ class Deciding:
             )
             return self._unchanged(holder, None, reason), None
         notes: list[str] = []
-        is_its = holder is not None and holder.candidate == candidate.reference
-        if holder is not None and is_its and self._fetch(holder, "holder", notes) is not None:
+        source = catalog.read_source(candidate)
+        folder = catalog.download(candidate, _new_folder(self.private / "candidate"))
+        if holder is not None and self._holds(holder, candidate, folder):
             # Also what a crash between the alias and the note left behind.
             self._note(candidate, "promoted", notes, holder)
             reason = f"candidate {candidate.version} holds {self.alias} already"
             return replace(self._unchanged(holder, candidate, reason), notes=tuple(notes)), None
-        return self._measure(candidate, holder, notes)
+        return self._measure(candidate, source, folder, holder, notes)
+
+    def _holds(self, holder: Release, candidate: Candidate, folder: Path) -> bool:
+        """Tells whether an alias is the candidate's by all that knows: MLflow, ledger, bytes."""
+        if present_holder(self.registry.ledger.events(self.name), self.alias) != holder.version:
+            return False
+        verified, _ = self._fetch(holder, "holder")
+        if verified is None or verified.statement.candidate != candidate.reference:
+            return False
+        return {**verified.statement.files, GOLDEN: ""} == {**hash_files(folder), GOLDEN: ""}
 
     def _unchanged(
         self, holder: Release | None, candidate: Candidate | None, reason: str
@@ -122,38 +133,37 @@ class Deciding:
         decided = None if candidate is None else candidate.version
         return Promotion("unchanged", self.name, self.alias, version, decided, (), reason)
 
-    def _fetch(self, release: Release, place: str, notes: list[str]) -> Verified | None:
-        """Returns a release if it verifies; else notes that it does not."""
+    def _fetch(self, release: Release, place: str) -> tuple[Verified | None, str]:
+        """Returns a release if it verifies; else why it does not."""
+        keys = self.registry.settings.public_keys
         try:
-            return fetch_release(
-                self.registry.catalog,
-                release,
-                _new_folder(self.private / place),
-                self.registry.settings.public_keys,
-            )
+            folder = _new_folder(self.private / place)
+            return fetch_release(self.registry.catalog, release, folder, keys), ""
         except UnverifiedError as err:
-            notes.append(
-                f"{self.name} version {release.version} does not verify, and is not compared "
-                f"with: {err}."
-            )
-            return None
+            return None, f"version {release.version} does not verify: {err}"
 
     def _measure(
-        self, candidate: Candidate, holder: Release | None, notes: list[str]
+        self,
+        candidate: Candidate,
+        source: Source,
+        folder: Path,
+        holder: Release | None,
+        notes: list[str],
     ) -> tuple[Promotion, Event | None]:
-
         registry = self.registry
-        source = registry.catalog.read_source(candidate)
-        folder = registry.catalog.download(candidate, _new_folder(self.private / "candidate"))
+        champion = registry.catalog.find_alias(self.name, CHAMPION)
         try:
             spec = _check_candidate(folder)
+            failpoint("checked")
+            rival, fault = None, ""
+            if champion is not None:
+                rival, fault = self._fetch(champion, "champion")
+            before = hash_files(folder)
+            found = measure(folder, spec, rival, candidate.metric, registry)
+            if hash_files(folder) != before:
+                refuse_model(str(candidate.reference), "was changed while it was asked")
         except StructureError as err:
             return self._reject(candidate, holder, refuse_structure(str(err)), notes), None
-        failpoint("checked")
-        champion = registry.catalog.find_alias(self.name, CHAMPION)
-        rival = None if champion is None else self._fetch(champion, "champion", notes)
-        try:
-            found = measure(folder, spec, rival, candidate.metric, registry)
         except ModelFailedError as err:
             return self._reject(candidate, holder, refuse_answers(str(err)), notes), None
         failpoint("measured")
@@ -161,16 +171,17 @@ class Deciding:
         evidence = replace(
             found.evidence,
             n_decisions=n_decisions,
+            champion_fault=fault or found.evidence.champion_fault,
             commit=read_commit(source.tags),
             reproduced=source.tags.get("mlops.reproduced"),
         )
         decision = decide(evidence, registry.policy)
-        notes.extend(found.notes)
         if decision.outcome == "rejected":
             return self._reject(candidate, holder, decision, notes, found), None
         previous = None if holder is None else holder.version
         findings = replace(found, evidence=evidence)
-        draft = Draft(candidate, source, folder, findings, decision, previous)
+        now = None if champion is None else champion.version
+        draft = Draft(candidate, source, folder, findings, decision, previous, now)
         return self._release(draft, notes)
 
     def _reject(
@@ -224,11 +235,10 @@ class Deciding:
             f"({candidate.architecture})",
         )
         if self.propose or registry.policy.approvals > 1:
-            champion = draft.findings.evidence.champion
             proposal = {
                 "alias": self.alias,
                 "previous": draft.previous,
-                "champion": None if champion is None else champion.version,
+                "champion": draft.champion,
                 "approvals": registry.policy.approvals,
                 **evidence,
             }
@@ -253,7 +263,7 @@ class Deciding:
 
 def _check_candidate(folder: Path) -> ModelSpec:
     """Checks a candidate's folder, which holds nothing that makes a release."""
-    for name in RELEASE_FILES:
+    for name in (*RELEASE_FILES, "registered_model_meta"):
         if (folder / name).exists():
             refuse_model(name, "is not a file of a candidate")
     return check_model_folder(folder)

@@ -90,9 +90,24 @@ class Event:
             fields["actor"] = Actor(fields["actor"], fields.pop("known_by"))
             fields["created_at"] = datetime.fromisoformat(fields["created_at"])
             fields["body"] = dict(json.loads(fields["body"]).items())
-            return cls(**fields)
-        except (TypeError, AttributeError) as err:
+            event = cls(**fields)
+            if event.created_at.tzinfo is None or not _has_move(event):
+                raise TypeError("it lacks what its kind has")
+            return event
+        except (TypeError, AttributeError, RecursionError) as err:
             raise ValueError(f"event {row['seq']} cannot be read: {err}") from err
+
+
+def _has_move(event: Event) -> bool:
+    """Tells whether an event that is part of a move says which."""
+    needed = {
+        "intent": {"alias", "from", "to", "move"},
+        "done": {"alias", "from", "to", "intent"},
+        "rolled_back": {"alias", "from", "to", "intent"},
+        "abandoned": {"alias", "intent"},
+        "proposed": {"alias"},
+    }.get(event.kind, set())
+    return needed <= event.body.keys()
 
 
 def hash_event(event: Event) -> str:

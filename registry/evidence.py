@@ -84,7 +84,9 @@ class Evidence:
 
     Attributes:
         candidate: The candidate on the stored test rows.
-        champion: The present champion on the same rows; None where there is none.
+        champion: The present champion on the same rows; None where there is none, or it has a
+            fault.
+        champion_fault: Why the champion is not compared with: it does not verify, or not answer.
         labels: (n,) int64, the true classes; None for a VAE.
         n_decisions: Decisions made on this dataset's test rows before this one.
         isolation: How the candidate was loaded: "no network", or why it was not kept from it.
@@ -101,3 +103,4 @@ class Evidence:
     commit: Commit = Commit(None, None)
     reproduced: str | None = None
     serving: Serving | None = None
+    champion_fault: str = ""

@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
-from mlops.errors import MlopsError, UsageError, choose
+from mlops.errors import UsageError, choose
 from mlops.program import answer, answer_json, run_program
 from mlops.settings import Settings
 from registry.events import Event
-from registry.moves import MOVED, Holding, holding_at, open_intent
+from registry.moves import MOVED, Holding, holding_at, open_intent, present_holder
 
 if TYPE_CHECKING:
     from registry.catalog import Catalog
@@ -26,8 +26,6 @@ if TYPE_CHECKING:
 
 Statement = tuple[dict[str, Any], str]
 """A release's statement, and the SHA-256 of its bytes in hex."""
-
-LATEST = datetime.max.replace(tzinfo=UTC)
 
 
 def compare(
@@ -58,6 +56,12 @@ def compare(
             differences += [f"version {version} {wrong}."] if wrong else []
         else:
             differences.append(f"version {version} was released, and MLflow has it no more.")
+    # Of those that no alias was moved to, too: their heads show a tail of the ledger that was cut.
+    differences += [
+        f"version {version} {wrong}."
+        for version in sorted(set(statements) - set(moved))
+        if (wrong := statements[version] and _find_wrong(statements[version], heads, None))
+    ]
     differences += [
         f"version {version} is in MLflow, and no event of the ledger names it: a promotion was "
         "killed before it came to move the alias, or somebody made it without one."
@@ -70,7 +74,7 @@ def _compare_aliases(events: Sequence[Event], aliases: Mapping[str, int]) -> Ite
     names = {event.body["alias"] for event in events if event.kind in ("intent", *MOVED)}
     for alias in sorted({*names, *aliases}):
         found, intent = aliases.get(alias), open_intent(events, alias)
-        expected = holding_at(events, alias, LATEST).version
+        expected = present_holder(events, alias)
         if intent is not None:
             yield (
                 f"the move of {alias!r} {_arrow(intent)} (event {intent.seq}) has no end: it is "
@@ -102,11 +106,7 @@ def _find_wrong(
 
 
 def _find_versions(events: Iterable[Event]) -> set[int | None]:
-    return {
-        version
-        for event in events
-        for version in (event.version, event.body.get("from"), event.body.get("to"))
-    }
+    return {version for event in events for version in (event.version, event.body.get("to"))}
 
 
 def describe(event: Event) -> str:
@@ -232,7 +232,7 @@ def _get_events(ledger: Ledger, name: str) -> list[Event]:
     if not events:
         names = sorted({event.name for event in ledger.events()})
         known = choose(name, names) if names else "nothing was decided yet."
-        raise MlopsError(f"the ledger knows no model {name!r}; {known}")
+        raise UsageError(f"the ledger knows no model {name!r}; {known}")
     return events
 
 

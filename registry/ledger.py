@@ -17,7 +17,7 @@ import pwd
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +45,8 @@ VERSION_TABLE = "ledger_version"
 WAIT_S = 60
 """How long an append waits for the others'. One takes milliseconds."""
 CONNECT_S = 10
+LARGEST_STEP = timedelta(minutes=5)
+"""By so much a clock may be set back, and events still be dated one after another."""
 DRIVERS = ("sqlite", "sqlite+pysqlite", "postgresql", "postgresql+psycopg")
 
 EVENTS = sa.table("ledger_events", *map(sa.column, COLUMNS))
@@ -99,7 +101,7 @@ class Ledger:
                     name=name,
                     version=version,
                     actor=actor,
-                    created_at=now if newest is None else max(now, newest.created_at),
+                    created_at=_date(now, newest),
                     body=plain,
                     login=_find_login(connection) or os_user(),
                     previous="" if newest is None else newest.hash,
@@ -185,7 +187,8 @@ def open_ledger(
     if file is not None and not file.is_file():
         if not make:
             raise _no_ledger(f"at {str(file)!r}")
-        file.absolute().parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with _translated("made"):
+            file.absolute().parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     with _translated("opened"):
         _bring_up_to_date(engine, make)
     yield Ledger(engine, clock)
@@ -303,6 +306,16 @@ def _find_newest(connection: sa.Connection) -> Event | None:
     return None if row is None else Event.from_row(dict(row))
 
 
+def _date(now: datetime, newest: Event | None) -> datetime:
+    """Returns when an event happened: not before the newest, unless that one's clock was ahead.
+
+    A clock that was years ahead once must not date all that comes after it.
+    """
+    if newest is None or newest.created_at - now > LARGEST_STEP:
+        return now
+    return max(now, newest.created_at)
+
+
 def _find_login(connection: sa.Connection) -> str | None:
     if connection.dialect.name == "sqlite":
         return None
@@ -312,7 +325,8 @@ def _find_login(connection: sa.Connection) -> str | None:
 def _lock_file(engine: sa.Engine, name: str, holder: str) -> Callable[[], None]:
     """Locks a file beside the database; it stays there, since to delete it would race."""
     digest = hashlib.sha256(name.encode()).hexdigest()[:16]
-    path = Path(f"{engine.url.database}.{digest}.lease")
+    database = Path(engine.url.database or "").resolve()  # under one name, whatever links there are
+    path = Path(f"{database}.{digest}.lease")
     fd = try_lock(path)
     if fd is None:
         raise _held(name, _read_holder(path))

@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from mlops.data import Dataset, count_shared
 from mlops.dataset_store import DatasetStore, open_dataset_store
-from mlops.errors import DataError
+from mlops.errors import DataError, refuse_model
 from mlops.evaluation import Score, chance_elbo, score_classifier, score_elbo
 from mlops.packaging import ModelSpec
 from registry.alias import Registry
@@ -31,13 +31,11 @@ class Findings:
     Attributes:
         golden: Made-up requests, and what the candidate answered them.
         n_rows: Rows of the dataset's parts.
-        notes: What a person must know of how it was measured; a sentence each.
     """
 
     evidence: Evidence
     golden: Golden
     n_rows: Mapping[str, int]
-    notes: tuple[str, ...]
 
 
 def measure(
@@ -49,8 +47,6 @@ def measure(
 ) -> Findings:
     """Measures a checked candidate, and the verified champion on the candidate's test rows.
 
-    A champion that does not answer is no bar for a candidate that does.
-
     Args:
         folder: The candidate, a private copy.
         spec: What it is.
@@ -60,11 +56,13 @@ def measure(
 
     Raises:
         DataError: the store does not have the candidate's dataset.
+        StructureError: the candidate's specification is not of the dataset that it names.
         ModelFailedError: the candidate does not answer.
     """
     datasets_url, policy = registry.settings.datasets_url, registry.policy
     store = open_dataset_store(datasets_url)
     dataset = store.get(spec.dataset_fingerprint)
+    _check_dataset(spec, dataset)
     compared = champion if champion and same_interface(spec, champion.spec) else None
     folders = [*([compared.folder] if compared else []), folder]
     vouched = [*([compared.scoring_sha256] if compared else []), None]
@@ -78,13 +76,13 @@ def measure(
     if isinstance(answered, ModelFailedError):
         raise answered
     judge = _Judge(dataset, store, metric)
-    rival, notes = None, []
+    rival, fault = None, ""
     if champion is not None and compared is None:
         rival = Champion(champion.statement.version, champion.spec, None)
     elif compared is not None:
         said, version = probed.answers[0], compared.statement.version
         if isinstance(said, ModelFailedError):
-            notes.append(f"The champion, version {version}, is not compared with: {said}")
+            fault = f"version {version} does not answer: {said}"
         else:
             measured = judge.measure(compared.folder, compared.spec, said)
             rival = Champion(version, compared.spec, measured)
@@ -94,8 +92,18 @@ def measure(
         labels=dataset.labels("test") if spec.task == "classifier" else None,
         isolation=probed.isolation,
         serving=_serve(folder, answered.golden) if policy.needs_serving else None,
+        champion_fault=fault,
     )
-    return Findings(evidence, answered.golden, dataset.counts(), tuple(notes))
+    return Findings(evidence, answered.golden, dataset.counts())
+
+
+def _check_dataset(spec: ModelSpec, dataset: Dataset) -> None:
+    """A model tells its clients the names of classes, and is scored by their indices."""
+    own, stored = spec.input, dataset.input
+    if spec.task == "classifier" and spec.class_names != dataset.class_names:
+        refuse_model("MLmodel", "names other classes than the dataset that it says trained it")
+    if (own.kind, own.shape, own.dtype) != (stored.kind, stored.shape, stored.dtype):
+        refuse_model("MLmodel", "takes other rows than the dataset that it says trained it has")
 
 
 def _serve(folder: Path, golden: Golden) -> Serving:

@@ -16,10 +16,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 
 from registry.events import Event
 
+LATEST = datetime.max.replace(tzinfo=UTC)
 MOVED = ("done", "rolled_back")
 ENDS = (*MOVED, "abandoned")
 
@@ -64,15 +65,19 @@ def holding_at(events: Sequence[Event], alias: str, when: datetime) -> Holding:
     abandoned = {event.body["intent"] for event in events if event.kind == "abandoned"}
     found = Holding()
     for event in events:
-        if event.created_at > when:
-            break
-        if not _moves(event, alias) or event.seq in abandoned:
+        # Passed over, not stopped at: one clock may have been ahead once.
+        if event.created_at > when or not _moves(event, alias) or event.seq in abandoned:
             continue
         if event.kind == "intent":
             found = Holding(found.version, event.body["to"], event.created_at, event)
         else:
             found = Holding(event.body["to"], None, event.created_at, event)
     return found
+
+
+def present_holder(events: Sequence[Event], alias: str) -> int | None:
+    """Returns the version that holds an alias now, as the ledger knows it."""
+    return holding_at(events, alias, LATEST).version
 
 
 def previous_holder(events: Sequence[Event], alias: str) -> int | None:

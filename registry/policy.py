@@ -232,6 +232,7 @@ class Policy:
     approvals: int = 1
     better_than_chance: Rule = Rule()
     quality: Quality = Quality()
+    champion_verifies: Rule = Rule()
     same_interface: Rule = Rule()
     not_worse_than_champion: NotWorse = NotWorse()
     largest_drop: LargestDrop = LargestDrop()

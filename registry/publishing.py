@@ -10,18 +10,18 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
+from mlops.packaging import RELEASE_FILES
 from mlops.program import say
 from registry.alias import Registry
 from registry.card import CardFacts, model_card
 from registry.catalog import Candidate, Release, Source
 from registry.failpoints import failpoint
 from registry.gates import Decision
-from registry.golden import write_golden
+from registry.golden import GOLDEN, write_golden
 from registry.measuring import Findings
 from registry.releases import (
     Statement,
     Verified,
-    check_release,
     fetch_release,
     hash_files,
     write_statement,
@@ -39,6 +39,7 @@ class Draft:
         source: The run that made it.
         folder: The candidate's private copy; what a release holds besides is written into it.
         previous: The version that holds the alias now; None if none does.
+        champion: The version that is champion now, whether or not it could be compared with.
     """
 
     candidate: Candidate
@@ -47,29 +48,43 @@ class Draft:
     findings: Findings
     decision: Decision
     previous: int | None
+    champion: int | None
 
 
-def publish(registry: Registry, draft: Draft) -> Verified:
+def publish(registry: Registry, draft: Draft, n_tries: int = 3) -> Verified:
     """Returns the draft's release, published, and verified as whoever serves it will do it.
 
-    What was published is never written again. Where its bytes were altered since, the release is
-    given up, and the candidate gets another.
+    What was published is never written again. Where what lies in the store does not verify, or
+    holds other bytes than the draft that was measured, the release is given up, and the candidate
+    gets another.
+
+    Args:
+        n_tries: Releases that are made before this gives up itself.
+
+    Raises:
+        UnverifiedError: what was published did not verify, each time.
     """
     spec = draft.findings.evidence.candidate.spec
     dataset = (spec.dataset_name, spec.dataset_fingerprint)
     release = registry.catalog.open_release(draft.candidate, dataset, _tags(draft.decision))
     failpoint("release-version")
-    if registry.catalog.is_published(release):
-        try:
-            verified = _fetch_again(registry, release, draft.folder)
-        except UnverifiedError as err:
-            say(f"{release.name} version {release.version} is given up: {err}.")
-            registry.catalog.give_up(release)
-            return publish(registry, draft)
-    else:
-        verified = _sign(registry, release, draft)
+    measured = hash_files(draft.folder)
+    if not registry.catalog.is_published(release):
+        _sign(registry, release, draft)
         registry.catalog.publish(release, draft.folder)
         failpoint("published")
+    try:
+        verified = _fetch_again(registry, release, draft.folder)
+        if {**verified.statement.files, GOLDEN: ""} != {**measured, GOLDEN: ""}:
+            raise UnverifiedError("it holds other bytes than its candidate does now")
+    except UnverifiedError as err:
+        registry.catalog.give_up(release)
+        if n_tries < 2:
+            raise
+        say(f"{release.name} version {release.version} is given up: {err}.")
+        for name in RELEASE_FILES:
+            (draft.folder / name).unlink(missing_ok=True)
+        return publish(registry, draft, n_tries - 1)
     _describe(registry, release, draft)
     failpoint("described")
     return verified
@@ -81,14 +96,12 @@ def _fetch_again(registry: Registry, release: Release, beside: Path) -> Verified
     return fetch_release(registry.catalog, release, place, registry.settings.public_keys)
 
 
-def _sign(registry: Registry, release: Release, draft: Draft) -> Verified:
+def _sign(registry: Registry, release: Release, draft: Draft) -> None:
     write_golden(draft.folder, draft.findings.golden)
     write_statement(draft.folder, _statement(registry, release, draft))
     failpoint("statement")
     sign(draft.folder, registry.settings.signing_key)
     failpoint("signed")
-    keys = registry.settings.public_keys
-    return check_release(draft.folder, release.name, release.version, release.run_id, keys)
 
 
 def _statement(registry: Registry, release: Release, draft: Draft) -> Statement:

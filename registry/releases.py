@@ -17,7 +17,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from mlops.errors import MlopsError, StructureError
+from mlops.errors import StructureError
 from mlops.packaging import ModelSpec, check_files, check_model_folder
 from registry.catalog import Catalog, Release
 from registry.signing import UNSIGNED, UnverifiedError, verify
@@ -118,9 +118,26 @@ def read_statement(content: bytes) -> Statement:
                 "upgrade Podium"
             )
         value["gates"] = tuple(value["gates"])
-        return Statement(**value)
+        statement = Statement(**value)
+        if not _is_sound(statement):
+            raise UnverifiedError("release.json holds values of other kinds than a statement's")
+        return statement
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as err:
         raise UnverifiedError("release.json is no statement of a release") from err
+
+
+def _is_sound(statement: Statement) -> bool:
+    texts = (statement.name, statement.run_id, statement.candidate, statement.created_at)
+    return (
+        all(isinstance(text, str) for text in texts)
+        and type(statement.version) is int
+        and all(isinstance(each, dict) for each in (*statement.gates, statement.actor))
+        and all(
+            isinstance(each, dict) and all(isinstance(text, str) for text in each.values())
+            for each in (statement.dataset, statement.files)
+        )
+        and (statement.ledger_head is None or isinstance(statement.ledger_head, str))
+    )
 
 
 def fetch_release(
@@ -131,13 +148,16 @@ def fetch_release(
     Raises:
         UnverifiedError: it is not what was signed, or its bytes are gone.
         UsageError: a public key is missing.
+        MlopsError: its bytes cannot be read now, which says nothing of them.
     """
-    if not release.run_id:
-        raise UnverifiedError("it was not made by a promotion")
-    try:
-        place = catalog.download(release, folder)
-    except MlopsError as err:
-        raise UnverifiedError(f"its bytes cannot be read: {err}") from err
+    if not release.is_ours:
+        raise UnverifiedError(
+            "it was not made by a promotion: MLflow looks for its bytes at "
+            f"{release.source[:200]!r}"
+        )
+    if not catalog.has_bytes(release):
+        raise UnverifiedError("its bytes are gone")
+    place = catalog.download(release, folder)
     return check_release(place, release.name, release.version, release.run_id, keys)
 
 

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from registry.alias import Registry
     from registry.catalog import Release
     from registry.ledger import Event
+    from registry.releases import Verified
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +61,7 @@ def rollback(
     """
     from registry.alias import changing, check_alias, move_alias
     from registry.hook import run_after_move
-    from registry.moves import previous_holder
+    from registry.moves import present_holder
     from registry.releases import fetch_release
     from registry.signing import UnverifiedError
 
@@ -71,21 +72,23 @@ def rollback(
         if holder is None:
             _check_known(registry, name, alias, events)
         if to is None:
-            to = previous_holder(events, alias)
+            to = _find_previous(name, alias, holder, events)
         if to is None:
             raise MlopsError(
                 f"{name} has no earlier holder of {alias} to go back to; say which version with "
                 f"--to, or see python -m registry.history {name}."
             )
         release = registry.catalog.get_release(name, to)
-        if holder is not None and holder.version == to:
+        # A move by hand is no move: only where the ledger agrees is there nothing to do.
+        if holder is not None and holder.version == to == present_holder(events, alias):
             return Rollback(name, alias, to, to, moved=False)
-        _check_promoted(registry, release, events)
+        _check_promoted(registry, release, alias, events)
         with tempfile.TemporaryDirectory(prefix="podium-") as private:
             try:
                 found = fetch_release(
                     registry.catalog, release, Path(private), registry.settings.public_keys
                 )
+                _check_statement(found, events)
             except UnverifiedError as err:
                 raise UnverifiedError(
                     f"{name} version {to} does not verify: {err}. {alias} stays "
@@ -96,6 +99,35 @@ def rollback(
         moved = move_alias(registry, release, alias, "rollback", evidence)
     run_after_move(registry, moved)
     return Rollback(name, alias, None if holder is None else holder.version, to, moved=True)
+
+
+def _find_previous(
+    name: str, alias: str, holder: Release | None, events: list[Event]
+) -> int | None:
+    from registry.moves import present_holder, previous_holder
+
+    recorded = present_holder(events, alias)
+    if holder is not None and holder.version != recorded:
+        by_ledger = "nothing" if recorded is None else f"version {recorded}"
+        raise UsageError(
+            f"{alias} of {name} was moved without Podium: it holds version {holder.version}, and "
+            f"by the ledger {by_ledger}. Say which version it shall hold with --to."
+        )
+    return previous_holder(events, alias)
+
+
+def _check_statement(found: Verified, events: list[Event]) -> None:
+    """Refuses a version that was made and signed anew since it held an alias."""
+    from registry.signing import UnverifiedError
+
+    version = found.statement.version
+    known = [
+        event.body["statement_sha256"]
+        for event in events
+        if event.version == version and "statement_sha256" in event.body
+    ]
+    if known and known[-1] != found.statement_sha256:
+        raise UnverifiedError("its statement is not the one that the ledger knows it by")
 
 
 def _check_known(registry: Registry, name: str, alias: str, events: list[Event]) -> None:
@@ -109,15 +141,15 @@ def _check_known(registry: Registry, name: str, alias: str, events: list[Event])
         raise UsageError(f"{name} has no alias {alias!r}; {choices}")
 
 
-def _check_promoted(registry: Registry, release: Release, events: list[Event]) -> None:
+def _check_promoted(registry: Registry, release: Release, alias: str, events: list[Event]) -> None:
     """Refuses a release that waits for an approval: a rollback is no way around it."""
     from registry.approve import RefusedError
 
-    of_it = [event.kind for event in events if event.version == release.version]
-    waits = "proposed" in of_it or registry.policy.approvals > 1
-    if waits and "done" not in of_it:
+    of_it = [event for event in events if event.version == release.version]
+    waits = registry.policy.approvals > 1 or any(one.kind == "proposed" for one in of_it)
+    if waits and not any(one.kind == "done" and one.body["alias"] == alias for one in of_it):
         raise RefusedError(
-            f"{release.name} version {release.version} never held an alias, and needs an approval "
+            f"{release.name} version {release.version} never was {alias}, and needs an approval "
             f"for that: python -m registry.approve {release.name} {release.version}"
         )
 

@@ -44,8 +44,9 @@ def ensure_signing_key(settings: Settings) -> Path:
     derives from it.
 
     Raises:
-        MlopsError: there is no key and none may be made.
-        UsageError: what it signs would not verify with the public keys of the settings.
+        MlopsError: the key is gone and its public half is not.
+        UsageError: there is no key and none may be made, or what it signs would not verify with
+            the public keys of the settings.
     """
     private = _find_private(settings)
     if public_half(private) not in map(_read_public, settings.public_keys):
@@ -62,7 +63,7 @@ def _find_private(settings: Settings) -> Path:
     is_own = settings.embedded and private == settings.home / "keys" / "signing.pem"
     if not is_own:
         if not private.is_file():
-            raise MlopsError(
+            raise UsageError(
                 f"there is no signing key at {str(private)!r}; expected an EC P-256 private key in "
                 "PEM. Set MLOPS_SIGNING_KEY to yours."
             )
@@ -111,7 +112,7 @@ def public_half(private: Path) -> bytes:
     """Returns the public key of a private one, in PEM.
 
     Raises:
-        MlopsError: the file is no EC P-256 private key without a password.
+        UsageError: the file is no EC P-256 private key without a password.
     """
     from cryptography.hazmat.primitives import serialization
     from cryptography.hazmat.primitives.asymmetric import ec
@@ -121,7 +122,7 @@ def public_half(private: Path) -> bytes:
     except (OSError, ValueError, TypeError) as err:
         key = err
     if not (isinstance(key, ec.EllipticCurvePrivateKey) and isinstance(key.curve, ec.SECP256R1)):
-        raise MlopsError(
+        raise UsageError(
             f"the signing key {str(private)!r} cannot be used; expected an EC P-256 private key in "
             "PEM, without a password. Set MLOPS_SIGNING_KEY to one."
         )
@@ -145,7 +146,7 @@ def sign(folder: Path, private: Path) -> None:
     """Writes `model.sig` into a folder; every file that is there by then is bound by it.
 
     Raises:
-        MlopsError: the key cannot be used.
+        UsageError: the key cannot be used.
     """
     public_half(private)
     from model_signing import signing
@@ -171,8 +172,8 @@ def verify(folder: Path, keys: Sequence[Path]) -> str:
     wrong = ""
     for path in keys:
         pem = _read_public(path)
-        config = verifying.Config().use_elliptic_key_verifier(public_key=path)
         try:
+            config = verifying.Config().use_elliptic_key_verifier(public_key=path)
             config.set_hashing_config(_hashing()).verify(folder, signature)
         except Exception as err:  # whatever the library meets in bytes of a stranger's
             wrong = wrong or _difference(str(err))

@@ -341,7 +341,6 @@ def test_a_column_of_another_type_is_refused_by_name(tmp_path: Path, case: str) 
         ({"": range(12)}, "has a column without a name, column 0"),
         ({}, "has no column beside the label 'answer'."),
     ],
-    ids=str,
 )
 def test_a_parquet_file_that_cannot_be_used_is_refused(
     tmp_path: Path, columns: dict[str, Any], fragment: str

@@ -329,7 +329,7 @@ def test_a_wrong_password_ends_a_program_in_one_sentence(
     captured = capsys.readouterr()
     assert captured.out == ""
     (line,) = captured.err.splitlines()
-    assert "not authenticated" in line
+    assert "did not accept the login" in line
     with open_ledger(team.ledger_url) as ledger:
         assert ledger.events() == []
 

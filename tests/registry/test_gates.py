@@ -368,7 +368,7 @@ def test_a_stranger_cannot_break_the_table_nor_make_it_wide() -> None:
     found = evidence(classifier(0.9, spec=named), classifier(0.9))
     decision = decide(found, Policy())
     text = table(decision.gates)
-    assert "\x1b" not in text + decision.reason and len(text.splitlines()) == 16
+    assert "\x1b" not in text + decision.reason and len(text.splitlines()) == 17
     assert max(map(len, text.splitlines())) < 170
 
 

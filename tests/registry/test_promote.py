@@ -18,6 +18,7 @@ from mlops.settings import Settings
 from registry.alias import Registry, open_registry
 from registry.catalog import Candidate, Catalog
 from registry.deciding import choose_candidate
+from registry.policy import Policy, Rule
 from registry.promote import main, promote
 from registry.releases import check_release, fetch_release
 from registry.signing import UnverifiedError
@@ -212,7 +213,7 @@ def test_an_alias_that_cannot_be_is_refused_before_anything_is_made(
     assert kinds(registry) == []
 
 
-def test_a_champion_that_was_altered_is_no_bar_and_its_candidate_gets_another_release(
+def test_a_champion_that_was_altered_stops_promotion_until_the_policy_says_otherwise(
     registry: Registry, client: Any, register: Register
 ) -> None:
     register(right=9.0, value=0.9)
@@ -222,8 +223,12 @@ def test_a_champion_that_was_altered_is_no_bar_and_its_candidate_gets_another_re
     for path in stored:
         path.write_text(path.read_text() + "\n")
     done = promote(registry, NAME, version=1)
+    assert done.decision == "rejected"
+    assert "version 1 does not verify: requirements.txt was changed" in done.reason
+    assert champion_of(client) == 1
+    lenient = dataclasses.replace(registry, policy=Policy(champion_verifies=Rule("warn")))
+    done = promote(lenient, NAME, version=1)
     assert (done.decision, done.version) == ("promoted", 2)
-    assert any("does not verify" in note for note in done.notes)
     assert champion_of(client) == 2
     with pytest.raises(UnverifiedError, match=r"requirements\.txt"):
         fetch_release(registry.catalog, release, _new(registry, "a"), registry.settings.public_keys)
@@ -308,3 +313,125 @@ def candidate(
 def test_which_candidate_is_decided_on(candidates: list[Candidate], chosen: int | None) -> None:
     found = choose_candidate(candidates, None)
     assert (None if found is None else found.version) == chosen
+
+
+def run_of(client: Any, number: int, kind: str = "-candidates") -> Path:
+    """The folder in which the store keeps the artifacts of a version's run."""
+    version = client.get_model_version(f"{NAME}{kind}", str(number))
+    return Path(client.get_run(version.run_id).info.artifact_uri)
+
+
+def test_a_candidate_whose_bytes_changed_since_gets_another_release(
+    registry: Registry, client: Any, register: Register
+) -> None:
+    """What was measured is what is promoted, also where a release of the candidate is there."""
+    register(right=0.0, value=0.9)
+    register(right=9.0, value=0.95)
+    lenient = dataclasses.replace(registry, policy=Policy(better_than_chance=Rule("off")))
+    promote(lenient, NAME, version=1)
+    promote(registry, NAME, version=2)
+    shutil.rmtree(run_of(client, 1) / "model")
+    shutil.copytree(run_of(client, 2) / "model", run_of(client, 1) / "model")
+    done = promote(registry, NAME, version=1)
+    assert (done.decision, done.version) == ("promoted", 3)
+    strong = (run_of(client, 2, "") / "release" / "data" / "model.keras").read_bytes()
+    assert (run_of(client, 3, "") / "release" / "data" / "model.keras").read_bytes() == strong
+
+
+def test_a_version_that_looks_elsewhere_for_its_bytes_is_not_taken_over(
+    registry: Registry, client: Any, register: Register, tmp_path: Path
+) -> None:
+    from mlops.mlflow_store import ensure_experiment, ensure_registered_model
+
+    register(right=9.0, value=0.9)
+    experiment = ensure_experiment(client, f"{NAME}-releases")
+    tags = {"mlops.candidate": f"{NAME}-candidates/1"}
+    run_id = client.create_run(experiment, tags=tags).info.run_id
+    client.log_text(run_id, "raise SystemExit", "other/code/stranger.py")
+    ensure_registered_model(client, NAME)
+    client.create_model_version(NAME, f"runs:/{run_id}/other", run_id)
+    done = promote(registry, NAME)
+    assert (done.decision, done.version) == ("promoted", 2)
+    assert client.get_model_version(NAME, "2").source.endswith("/release")
+    with pytest.raises(UnverifiedError, match=r"looks for its bytes at 'runs:/.*/other'"):
+        keys = registry.settings.public_keys
+        fetch_release(registry.catalog, registry.catalog.get_release(NAME, 1), tmp_path, keys)
+
+
+def test_what_lay_in_the_releases_run_before_is_not_promoted(
+    registry: Registry, client: Any, register: Register
+) -> None:
+    from mlops.mlflow_store import ensure_experiment
+
+    register(right=9.0, value=0.9)
+    experiment = ensure_experiment(client, f"{NAME}-releases")
+    tags = {"mlops.candidate": f"{NAME}-candidates/1"}
+    run_id = client.create_run(experiment, tags=tags).info.run_id
+    client.log_text(run_id, "x", "release/data/stray.pkl")
+    done = promote(registry, NAME)
+    assert done.decision == "promoted"
+    release = registry.catalog.get_release(NAME, done.version or 0)
+    assert release.run_id != run_id
+    fetch_release(registry.catalog, release, _new(registry, "a"), registry.settings.public_keys)
+
+
+def test_a_champion_that_cannot_be_read_now_ends_the_promotion(
+    registry: Registry, client: Any, register: Register
+) -> None:
+    register(right=9.0, value=0.9)
+    promote(registry, NAME)
+    register(right=0.0, value=0.99)
+
+    class Cut(Catalog):
+        def download(self, version: Any, folder: Path) -> Path:
+            if isinstance(version, Candidate):
+                return super().download(version, folder)
+            raise MlopsError("a model's files could not be read or written: connection reset")
+
+    with pytest.raises(MlopsError, match="connection reset"):
+        promote(dataclasses.replace(registry, catalog=Cut(client)), NAME)
+    assert champion_of(client) == 1
+    assert kinds(registry) == ["intent", "done"]
+
+
+def test_an_alias_that_was_moved_by_hand_is_moved_and_recorded_and_not_taken_over(
+    registry: Registry, client: Any, register: Register
+) -> None:
+    for value in (0.9, 0.95):
+        register(right=9.0, value=value)
+        promote(registry, NAME)
+    client.set_registered_model_alias(NAME, "champion", "1")
+    done = promote(registry, NAME, version=1)
+    assert (done.decision, done.version) == ("promoted", 1)
+    last = registry.ledger.events(NAME)[-1]
+    assert (last.kind, last.body["to"]) == ("done", 1)
+
+
+@pytest.mark.parametrize("value", ["abc", "", "nan", "inf"])
+def test_a_candidate_whose_value_is_no_number_comes_last(
+    registry: Registry, client: Any, register: Register, value: str
+) -> None:
+    register(right=9.0, value=0.9)
+    number = register(right=9.0, value=0.8)
+    client.set_model_version_tag(f"{NAME}-candidates", str(number), "mlops.value", value)
+    assert promote(registry, NAME).candidate_version == 1
+
+
+def test_a_model_that_names_the_classes_otherwise_is_refused(
+    registry: Registry, register: Register
+) -> None:
+    from mlops.packaging import ModelSpec, _model_uuid
+    from tests.mlops.test_packaging import change_mlmodel
+
+    def swap(folder: Path) -> None:
+        def change(values: Any) -> None:
+            values["metadata"]["podium"]["class_names"].reverse()
+            spec = ModelSpec.from_json(values["metadata"]["podium"])
+            values["model_uuid"] = _model_uuid(folder / "data" / "model.keras", spec)
+
+        change_mlmodel(folder, change)
+
+    register(right=9.0, value=0.9, break_it=swap)
+    done = promote(registry, NAME)
+    assert done.decision == "rejected"
+    assert "names other classes than the dataset" in done.reason
