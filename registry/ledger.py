@@ -45,7 +45,7 @@ VERSION_TABLE = "ledger_version"
 WAIT_S = 60
 """How long an append waits for the others'. One takes milliseconds."""
 CONNECT_S = 10
-LARGEST_STEP = timedelta(minutes=5)
+LARGEST_STEP = timedelta(hours=2)
 """By so much a clock may be set back, and events still be dated one after another."""
 DRIVERS = ("sqlite", "sqlite+pysqlite", "postgresql", "postgresql+psycopg")
 
@@ -107,6 +107,7 @@ class Ledger:
                     previous="" if newest is None else newest.hash,
                 )
             )
+            Event.from_row(event.to_row())  # what could not be read again is not written
             connection.execute(EVENTS.insert().values(event.to_row()))
         return event
 

@@ -105,8 +105,9 @@ def test_a_champion_and_every_limit_bring_the_other_gates_in_their_order() -> No
     )
     decision = decide(found, policy)
     assert decision.outcome == "promoted"
-    assert names(decision)[3:8] == [
+    assert names(decision)[3:9] == [
         "quality",
+        "champion_verifies",
         "same_interface",
         "not_worse_than_champion",
         "largest_drop",
@@ -247,6 +248,16 @@ def test_which_test_rows_were_seen_is_only_a_warning_where_it_is_unknown() -> No
     unknown = evidence(classifier(0.9, n_seen=None))
     strict = Policy(test_rows_unseen=Rule("refuse"))
     assert gate(decide(unknown, strict), "test_rows_unseen").verdict == "warn"
+
+
+def test_a_champion_that_cannot_be_compared_with_stops_it_unless_the_policy_warns() -> None:
+    found = evidence(classifier(0.9), champion_fault="version 1 does not verify: x was changed")
+    decision = decide(found, Policy())
+    assert decision.outcome == "rejected"
+    assert "version 1 does not verify: x was changed" in decision.reason
+    lenient = decide(found, Policy(champion_verifies=Rule("warn")))
+    assert lenient.outcome == "promoted"
+    assert gate(lenient, "champion_verifies").verdict == "warn"
 
 
 def test_as_good_as_the_champion_is_good_enough() -> None:

@@ -132,7 +132,8 @@ def test_an_event_comes_back_as_it_was_written(url: str, ledger: Ledger) -> None
     assert (ledger.head(), ledger.events(), ledger.check()) == (None, [], [])
     body = {"gates": [{"name": "größe", "value": 0.1, "nan": float("nan")}], "dataset": None}
     first = ledger.append("rejected", "digits", None, ADA, body)
-    second = ledger.append("intent", "digits", 7, ADA, {"from": None, "to": 7})
+    moving = {"alias": "champion", "from": None, "to": 7, "move": "promote"}
+    second = ledger.append("intent", "digits", 7, ADA, moving)
     ledger.append("hook", "other", None, ADA, {})
     assert first.body == {
         "gates": [{"name": "größe", "value": 0.1, "nan": None}],
@@ -147,10 +148,10 @@ def test_an_event_comes_back_as_it_was_written(url: str, ledger: Ledger) -> None
 
 
 def test_the_hash_can_be_computed_by_hand(ledger: Ledger) -> None:
-    event = ledger.append("intent", "digits", 7, ADA, {"b": "ü", "a": [1, 2.5]})
+    event = ledger.append("hook", "digits", 7, ADA, {"b": "ü", "a": [1, 2.5]})
     by_hand = (
         '{"actor":{"known_by":"tracking server","name":"ada"},"body":{"a":[1,2.5],"b":"\\u00fc"},'
-        f'"created_at":"{event.created_at.isoformat(timespec="microseconds")}","kind":"intent",'
+        f'"created_at":"{event.created_at.isoformat(timespec="microseconds")}","kind":"hook",'
         f'"login":{json.dumps(event.login)},"name":"digits","previous":"","seq":1,"version":7}}'
     )
     assert event.hash == hashlib.sha256(by_hand.encode()).hexdigest()
@@ -166,6 +167,22 @@ def test_a_clock_set_back_does_not_turn_the_order_of_time(url: str) -> None:
         start,
         start + timedelta(microseconds=1),
     ]
+
+
+def test_a_clock_that_was_years_ahead_once_does_not_date_all_that_comes_after(url: str) -> None:
+    now = datetime(2026, 11, 23, 14, 3, tzinfo=UTC)
+    ahead = datetime(2099, 1, 1, tzinfo=UTC)
+    times = iter([now, ahead, now + timedelta(minutes=1)])
+    with open_ledger(url, clock=lambda: next(times)) as ledger:
+        events = [ledger.append("hook", "m", None, ADA, {}) for _ in range(3)]
+        assert [event.created_at for event in events] == [now, ahead, now + timedelta(minutes=1)]
+        assert ledger.check() == ["event 3 is dated before event 2."]
+
+
+def test_a_move_that_lacks_what_it_needs_is_not_written(ledger: Ledger) -> None:
+    with pytest.raises(MlopsError, match="lacks what its kind has"):
+        ledger.append("intent", "digits", 7, ADA, {"to": 7})
+    assert ledger.events() == []
 
 
 def test_who_wrote_it_is_the_database_login_or_the_user_of_the_machine(

@@ -145,7 +145,11 @@ def test_a_file_that_cannot_be_read_is_named(kind: str, tmp_path: Path) -> None:
 @st.composite
 def policies(draw: st.DrawFn) -> Policy:
     numbers = st.floats(-1e6, 1e6, allow_nan=False)
-    words = st.lists(st.text(min_size=1, max_size=9), min_size=1, max_size=3)
+    words = st.lists(
+        st.text(st.characters(exclude_characters="\0"), min_size=1, max_size=9),
+        min_size=1,
+        max_size=3,
+    )
     verdicts = st.sampled_from(["refuse", "warn", "off"])
     return Policy(
         approvals=draw(st.integers(1, 2)),

@@ -181,7 +181,7 @@ def test_a_release_that_waits_for_approval_is_not_gone_back_to(
     promote_next(registry, register)
     number = register(right=9.0, value=0.95)
     promote(registry, NAME, version=number, propose=True)
-    with pytest.raises(RefusedError, match=r"version 2 never held an alias.*registry.approve"):
+    with pytest.raises(RefusedError, match=r"version 2 never was champion.*registry.approve"):
         rollback(registry, NAME, to=2)
     assert champion_of(registry) == 1
 
