@@ -12,13 +12,14 @@ from typing import Any
 import pytest
 
 from mlops.errors import UsageError
-from registry.alias import Registry
+from registry.alias import Registry, open_registry
 from registry.approve import RefusedError, approve, main
 from registry.ledger import Actor, os_user
 from registry.policy import Hook
 from registry.promote import promote
+from registry.releases import read_statement, write_statement
 from registry.rollback import rollback
-from registry.signing import UnverifiedError
+from registry.signing import UnverifiedError, sign
 from tests.registry.sides import NAME
 
 Register = Callable[..., int]
@@ -255,3 +256,55 @@ def test_the_program_refuses_in_one_line(
     assert main([NAME, "2"]) == 2
     assert main(["nothing", "1"]) == 2
     assert champion_of(registry) is None
+
+
+def test_what_was_signed_anew_since_it_was_proposed_is_not_approved(
+    proposed: Registry, client: Any
+) -> None:
+    """The proposer holds the key: a signature alone does not say that it is what was proposed."""
+    release = proposed.catalog.get_release(NAME, 1)
+    stored = Path(client.get_run(release.run_id).info.artifact_uri) / "release"
+    statement = read_statement((stored / "release.json").read_bytes())
+    (stored / "model.sig").unlink()
+    write_statement(stored, replace(statement, commit="1" * 40))
+    sign(stored, proposed.settings.signing_key)
+    with pytest.raises(RefusedError, match="is not what was proposed"):
+        approve(seen_as(proposed, BOB, approvals=2), NAME, 1)
+    assert champion_of(proposed) is None
+
+
+def test_an_approval_for_one_alias_is_none_for_another(
+    registry: Registry, register: Register
+) -> None:
+    register(right=9.0, value=0.9)
+    promote(registry, NAME)
+    register(right=9.0, value=0.95)
+    promote(seen_as(registry, ADA, approvals=2), NAME, alias="challenger")
+    assert approve(seen_as(registry, BOB), NAME, 2).moved
+    with pytest.raises(RefusedError, match="version 2 never was champion"):
+        rollback(seen_as(registry, ADA), NAME, to=2)
+    assert champion_of(registry) == 1
+
+
+def test_an_alias_that_was_set_by_hand_is_no_approval(proposed: Registry, client: Any) -> None:
+    client.set_registered_model_alias(NAME, "champion", "1")
+    with pytest.raises(RefusedError):
+        approve(seen_as(proposed, ADA, approvals=2), NAME, 1)
+    assert "approved" not in kinds(proposed)
+
+
+def test_a_policy_on_the_command_line_cannot_ask_for_fewer_accounts(
+    registry: Registry, tmp_path: Path
+) -> None:
+    home = registry.settings.home
+    (home / "policy.toml").write_text("approvals = 2\n")
+    (tmp_path / "mine.toml").write_text("[size]\non_failure = 'off'\n")
+    with (
+        pytest.raises(UsageError, match="expected approvals = 2"),
+        open_registry(registry.settings, tmp_path / "mine.toml"),
+    ):
+        pass
+    (home / "policy.toml").unlink()
+    (home / "policy.toml").symlink_to(tmp_path / "not-mounted.toml")
+    with pytest.raises(UsageError, match=r"policy\.toml"), open_registry(registry.settings):
+        pass
