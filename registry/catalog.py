@@ -388,12 +388,17 @@ def _candidate(name: str, version: Any) -> Candidate:
         name=name,
         version=int(version.version),
         run_id=version.run_id,
-        architecture=tags.get("mlops.architecture", "unknown"),
+        architecture=_harmless(tags.get("mlops.architecture", "unknown")),
         dataset_fingerprint=tags.get("mlops.dataset_fingerprint", ""),
         objective=tags.get("mlops.objective", ""),
         value=_value(tags.get("mlops.value", "")),
         decision=tags.get(DECISION_TAG),
     )
+
+
+def _harmless(text: str) -> str:
+    """A tag that anybody may have written, as a terminal may show it."""
+    return "".join(sign if sign.isprintable() else "?" for sign in text)[:80]
 
 
 def _value(text: str) -> float:

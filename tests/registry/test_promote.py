@@ -435,3 +435,14 @@ def test_a_model_that_names_the_classes_otherwise_is_refused(
     done = promote(registry, NAME)
     assert done.decision == "rejected"
     assert "names other classes than the dataset" in done.reason
+
+
+def test_a_tag_of_a_strangers_does_nothing_to_the_terminal(
+    registry: Registry, client: Any, register: Register
+) -> None:
+    number = register(right=9.0, value=0.9)
+    name = f"{NAME}-candidates"
+    client.set_model_version_tag(name, str(number), "mlops.architecture", "dnn\x1b[2J\n" + "x" * 99)
+    done = promote(registry, NAME)
+    assert done.decision == "promoted"
+    assert done.reason.isprintable() and len(done.reason) < 200
