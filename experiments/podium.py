@@ -12,7 +12,7 @@ PROGRAMS = {
     "sweep": ("experiments.sweep", "search each architecture's hyperparameters on a dataset"),
     "status": ("experiments.status", "show the sweeps going on and done, and stop one"),
     "promote": ("registry.promote", "make the best candidate the champion, if every gate passes"),
-    "approve": ("registry.approve", "complete a promotion that waits for another account"),
+    "approve": ("registry.approve", "complete a promotion that waits for approval"),
     "rollback": ("registry.rollback", "put an alias back to an earlier release that verifies"),
     "history": ("registry.history", "list what was decided, and say what held an alias when"),
     "verify": ("registry.verify", "tell whether a release is what was signed"),

@@ -1,4 +1,4 @@
-"""python -m registry.approve NAME VERSION: completes a promotion that waits for another account."""
+"""python -m registry.approve NAME VERSION: completes a promotion that waits for approval."""
 
 from __future__ import annotations
 
@@ -219,7 +219,7 @@ def main(args: list[str] | None = None) -> int:
         Options,
         _main,
         prog="python -m registry.approve",
-        description="Complete a promotion that waits for another account.",
+        description="Complete a promotion that waits for approval.",
         args=args,
     )
 

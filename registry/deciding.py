@@ -113,7 +113,10 @@ class Deciding:
         if holder is not None and self._holds(holder, candidate, folder):
             # Also what a crash between the alias and the note left behind.
             self._note(candidate, "promoted", notes, holder)
-            reason = f"candidate {candidate.version} holds {self.alias} already"
+            reason = (
+                f"candidate {candidate.version} holds {self.alias} already, as version "
+                f"{holder.version}"
+            )
             return replace(self._unchanged(holder, candidate, reason), notes=tuple(notes)), None
         return self._measure(candidate, source, folder, holder, notes)
 

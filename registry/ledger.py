@@ -371,9 +371,7 @@ HOLDER = sa.text(
 
 
 def _held(name: str, holder: str) -> LeaseHeldError:
-    return LeaseHeldError(
-        f"{name} is being changed by {holder}; expected nobody to. Try again when that is done."
-    )
+    return LeaseHeldError(f"{name} is being changed by {holder}. Try again when that is done.")
 
 
 def _lock_key(what: str) -> int:

@@ -74,7 +74,8 @@ class Options:
     name: Annotated[str, tyro.conf.Positional]
     """The model to promote, for example digits-classifier."""
     version: int | None = None
-    """The candidate to decide on; by default the best that is not decided on."""
+    """The candidate to decide on; by default the best, if it is better in validation than those
+    that were promoted."""
     alias: str = "champion"
     """The alias that the release is given."""
     policy: Path | None = None
@@ -134,7 +135,7 @@ def _say_proposed(done: Promotion, settings: Settings) -> list[str]:
     return [
         f"{done.name} version {done.version} is proposed as {done.alias}: candidate "
         f"{done.candidate_version}, {done.reason}.",
-        "It waits for the approval of another account:",
+        "It waits for an approval:",
         "  " + command_line("python", "-m", "registry.approve", done.name, str(done.version)),
     ]
 
