@@ -38,7 +38,7 @@ faults: $(BIN)/.dev   ## Harm sweeps in every way there is, and count what that 
 	PATH="$(CURDIR)/$(BIN):$$PATH" python -m tests.faults $(ARGS)
 
 faults-registry: $(BIN)/.dev  ## Kill promotions and rollbacks at every step, and have them meet, with SEEDS (20) seeds.
-	MLOPS_TEST_SEEDS=$(or $(SEEDS),20) $(BIN)/python -m pytest -q --timeout 3600 tests/registry/test_killed.py tests/registry/test_at.py $(ARGS)
+	PODIUM_TEST_SEEDS=$(or $(SEEDS),20) $(BIN)/python -m pytest -q --timeout 3600 tests/registry/test_killed.py tests/registry/test_at.py $(ARGS)
 
 lint: $(BIN)/.dev     ## Check style, types and the direction of imports.
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy && $(BIN)/lint-imports --no-cache

@@ -1,6 +1,6 @@
 """What held the alias then: random promotions and rollbacks, killed at random, beside a model.
 
-`MLOPS_TEST_SEEDS=20` plays twenty times fifty of them; `make faults-registry` does.
+`PODIUM_TEST_SEEDS=20` plays twenty times fifty of them; `make faults-registry` does.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from tests.registry.children import WORKS, run
 from tests.registry.sides import NAME, Sides, probe_sides, settings_for
 
 N_STEPS = 50
-N_SEEDS = int(os.environ.get("MLOPS_TEST_SEEDS", "1"))
+N_SEEDS = int(os.environ.get("PODIUM_TEST_SEEDS", "1"))
 MOVED = ("alias", "done", "noted")
 
 

@@ -1,6 +1,6 @@
 """Promotions, approvals and rollbacks that are killed, and that meet: the alias and the ledger.
 
-`MLOPS_TEST_SEEDS=20` has sixteen of them meet twenty times; `make faults-registry` does.
+`PODIUM_TEST_SEEDS=20` has sixteen of them meet twenty times; `make faults-registry` does.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from tests.registry.children import end, run, start
 from tests.registry.sides import NAME
 
 Register = Callable[..., int]
-N_SEEDS = int(os.environ.get("MLOPS_TEST_SEEDS", "1"))
+N_SEEDS = int(os.environ.get("PODIUM_TEST_SEEDS", "1"))
 PROMOTING = [place for place in PLACES if place not in ("proposed", "approved")]
 
 
