@@ -272,11 +272,6 @@ def check_model_folder(folder: Path, vouched_scoring: str | None = None) -> Mode
     return spec
 
 
-def scoring_digest(folder: Path) -> str:
-    """Returns the SHA-256 of a model folder's scoring file."""
-    return hashlib.sha256(_read(check_files(folder)).encode()).hexdigest()
-
-
 # The folder.
 
 

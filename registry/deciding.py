@@ -12,7 +12,6 @@ from registry.alias import Registry, move_alias
 from registry.catalog import CHAMPION, Candidate, Release, Source
 from registry.failpoints import failpoint
 from registry.gates import Decision, Gate, decide, refuse_answers, refuse_structure
-from registry.golden import GOLDEN
 from registry.ledger import Event
 from registry.measuring import Findings, measure, read_commit
 from registry.moves import count_decisions, present_holder
@@ -127,7 +126,7 @@ class Deciding:
         verified, _ = self._fetch(holder, "holder")
         if verified is None or verified.statement.candidate != candidate.reference:
             return False
-        return {**verified.statement.files, GOLDEN: ""} == {**hash_files(folder), GOLDEN: ""}
+        return verified.holds(hash_files(folder))
 
     def _unchanged(
         self, holder: Release | None, candidate: Candidate | None, reason: str

@@ -20,6 +20,7 @@ from typing import Any, Final
 from mlops.errors import StructureError
 from mlops.packaging import ModelSpec, check_files, check_model_folder
 from registry.catalog import Catalog, Release
+from registry.golden import GOLDEN
 from registry.signing import UNSIGNED, UnverifiedError, verify
 
 STATEMENT: Final = "release.json"
@@ -78,6 +79,10 @@ class Verified:
     key: str
     statement_sha256: str
     scoring_sha256: str
+
+    def holds(self, files: dict[str, str]) -> bool:
+        """Tells whether its model is a candidate's, whose files are `hash_files` of its folder."""
+        return {**self.statement.files, GOLDEN: ""} == {**files, GOLDEN: ""}
 
 
 def hash_files(folder: Path) -> dict[str, str]:
@@ -218,7 +223,7 @@ def _check_statement(
             f"it is {said[0]} version {said[1]} of run {said[2]}, put in the place of {name} "
             f"version {version} of run {run_id}"
         )
-    if "golden.json" not in statement.files:
+    if GOLDEN not in statement.files:
         raise UnverifiedError("its statement names no golden answers")
     found = hash_files(folder)
     for file in sorted({*found, *statement.files}):
