@@ -1,7 +1,8 @@
 """The README's "Your own data" and "Your own architecture": its commands are typed here.
 
-Files of real data are swept, promoted and served, and answers over HTTP are compared with the
-truth and with what the same release says offline.
+Files of real data are swept and promoted, and answers are compared with the truth and with what
+the same release says offline. The table is served by the line that promotion prints; the code that
+answers for the others is the same, and runs in this process.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ from mlops.server import open_server
 from mlops.settings import Settings
 from tests.e2e.conftest import Swept
 from tests.e2e.own_data import PICTURES, write_penguins, write_pictures, write_strokes
-from tests.e2e.serving import Scorer, free_port, serve
+from tests.e2e.serving import Indoors, Scorer, free_port, serve
 
 ROOT = Path(__file__).parents[2]
 SMALL = {
@@ -108,14 +109,13 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
 
 @dataclass(frozen=True, slots=True)
 class Release:
-    """A served champion, and the same release in this process."""
+    """What answers for a champion, and the same release in this process."""
 
-    scorer: Scorer
+    scorer: Scorer | Indoors
     model: Any
-    podium: dict[str, Any]
 
     def ask(self, body: dict[str, Any]) -> tuple[list[str], np.ndarray]:
-        """Labels and probabilities (n, classes) over HTTP."""
+        """Labels and probabilities (n, classes)."""
         status, text = self.scorer.post({**body, "params": {"labels": True}})
         assert status == 200, text
         answers = json.loads(text)["predictions"]
@@ -131,20 +131,24 @@ class Release:
 
     def offline(self, dataset: Dataset) -> np.ndarray:
         """Probabilities of the test rows as a network sees them, (n, classes)."""
-        assert self.podium["dataset"]["fingerprint"] == dataset.fingerprint
+        trained_on = self.model.metadata.metadata["podium"]["dataset"]
+        assert trained_on["fingerprint"] == dataset.fingerprint
         return np.asarray(self.model.predict(dataset.part("test")[0]))
 
 
-def follow(place: Place, dataset: str, servers: contextlib.ExitStack) -> tuple[Scorer, str]:
-    """Sweep, promote, serve: the README's command, then each line that was printed."""
+def follow(place: Place, dataset: str) -> Swept:
+    """Sweep, promote: the README's command, then the line that was printed."""
     command = readme_command("Your own data", f"--dataset {dataset}")
     swept = place.type(f"{command} {SMALL[dataset]} --workers 1")
-    promoted = place.type(swept.printed_command("registry.promote"))
+    return place.type(swept.printed_command("registry.promote"))
+
+
+def follow_to_the_end(place: Place, dataset: str, servers: contextlib.ExitStack) -> Scorer:
+    promoted = follow(place, dataset)
     port = free_port()
-    serve_command = promoted.printed_command("models serve").replace("5001", str(port))
+    command = promoted.printed_command("models serve").replace("5001", str(port))
     log = place.cwd / f"serve-{dataset}.log"
-    scorer = servers.enter_context(serve(serve_command, port, place.env, place.cwd, log))
-    return scorer, promoted.stdout
+    return servers.enter_context(serve(command, port, place.env, place.cwd, log))
 
 
 @pytest.fixture(scope="module")
@@ -154,39 +158,42 @@ def under_way(place: Place) -> Iterator[dict[str, Future[Any]]]:
     refused = own.replace("own_architecture:ResidualMLP", "lambda_architecture:Doubled")
     with contextlib.ExitStack() as servers, ThreadPoolExecutor(2) as pool:
         yield {
-            **{
-                name: pool.submit(follow, place, name, servers)
-                for name in ("penguins.csv", "photographs", "strokes.npz")
-            },
+            "penguins.csv": pool.submit(follow_to_the_end, place, "penguins.csv", servers),
+            "photographs": pool.submit(follow, place, "photographs"),
+            "strokes.npz": pool.submit(follow, place, "strokes.npz"),
             "own": pool.submit(place.type, own + SMALL["own_architecture"], "examples"),
             "refused": pool.submit(place.run, refused + "--experiment refused", "examples"),
         }
 
 
-def released(place: Place, name: str, served: Future[tuple[Scorer, str]]) -> Release:
-    scorer, _ = served.result()
+def released(place: Place, name: str) -> Any:
+    """The champion, loaded in this process."""
     client = open_store_client(place.settings)
     version = client.get_model_version_by_alias(name, "champion")
     target = place.cwd / f"release-{name}"
     target.mkdir()
     folder = client.download_artifacts(version.run_id, "release", str(target))
-    model = mlflow.pyfunc.load_model(folder)
-    return Release(scorer, model, model.metadata.metadata["podium"])
+    return mlflow.pyfunc.load_model(folder)
 
 
 @pytest.fixture(scope="module")
 def penguins(place: Place, under_way: dict[str, Future[Any]]) -> Release:
-    return released(place, "penguins-classifier", under_way["penguins.csv"])
+    scorer = under_way["penguins.csv"].result()
+    return Release(scorer, released(place, "penguins-classifier"))
 
 
 @pytest.fixture(scope="module")
 def photographs(place: Place, under_way: dict[str, Future[Any]]) -> Release:
-    return released(place, "photographs-classifier", under_way["photographs"])
+    under_way["photographs"].result()
+    model = released(place, "photographs-classifier")
+    return Release(Indoors(model), model)
 
 
 @pytest.fixture(scope="module")
 def strokes(place: Place, under_way: dict[str, Future[Any]]) -> Release:
-    return released(place, "strokes-classifier", under_way["strokes.npz"])
+    under_way["strokes.npz"].result()
+    model = released(place, "strokes-classifier")
+    return Release(Indoors(model), model)
 
 
 def part_of(dataset: Dataset) -> np.ndarray:

@@ -144,7 +144,16 @@ def test_a_worse_one_is_refused_with_exit_code_3_and_the_champion_stays(
     row = next(line for line in out.splitlines() if line.startswith("better_than_chance"))
     assert "fail" in row
     assert champion_of(client) == 1
-    assert main([NAME, "--json", "--version", "2"]) == 3
+
+
+def test_a_script_is_told_what_was_refused_as_one_line_of_json(
+    registry: Registry, register: Register, capsys: pytest.CaptureFixture[str]
+) -> None:
+    register(right=9.0, value=0.9)
+    promote(registry, NAME)
+    # Refused before it is loaded, so that no child process is needed.
+    register(right=9.0, value=0.99, break_it=lambda folder: (folder / "more").write_text(""))
+    assert main([NAME, "--json"]) == 3
     answer = json.loads(capsys.readouterr().out.strip().splitlines()[-1])
     assert {"decision", "name", "version", "candidate_version", "gates"} <= set(answer)
     assert (answer["decision"], answer["version"]) == ("rejected", 1)
