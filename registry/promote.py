@@ -11,9 +11,10 @@ from __future__ import annotations
 
 import sys
 import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
@@ -23,6 +24,7 @@ from mlops.settings import Settings
 if TYPE_CHECKING:
     from registry.alias import Registry
     from registry.deciding import Promotion
+    from registry.probe import Probed
 
 
 def promote(
@@ -93,7 +95,7 @@ def _main(options: Options) -> int:
     from registry.alias import open_registry
 
     settings = Settings.from_env()
-    with open_registry(settings, options.policy) as registry:
+    with open_registry(settings, options.policy, probe=_probe_aloud) as registry:
         done = promote(registry, options.name, options.version, options.alias, options.propose)
         who = in_words(registry.actor)
     for note in done.notes:
@@ -108,6 +110,14 @@ def _main(options: Options) -> int:
     return 3 if done.decision == "rejected" else 0
 
 
+def _probe_aloud(folders: Sequence[Path], **asked: Any) -> Probed:
+    from registry.probe import probe
+
+    models = "the candidate" if len(folders) == 1 else "the champion and the candidate"
+    say(f"asking {models} the test rows, in a process that first loads TensorFlow ...")
+    return probe(folders, **asked)
+
+
 def _in_words(done: Promotion, settings: Settings, who: str) -> str:
     from registry.gates import table
 
@@ -115,7 +125,11 @@ def _in_words(done: Promotion, settings: Settings, who: str) -> str:
         return f"{done.name}: unchanged; {done.reason}."
     says = {"rejected": _say_rejected, "proposed": _say_proposed, "promoted": _say_promoted}
     first, *rest = says[done.decision](done, settings)
-    return "\n".join([first, "", table(done.gates), "", f"Recorded as decided by {who}.", *rest])
+    warnings = [
+        f"Warning: {one.name}: {one.reason}." for one in done.gates if one.verdict == "warn"
+    ]
+    by = f"Recorded as decided by {who}."
+    return "\n".join([first, "", table(done.gates), "", *warnings, by, *rest])
 
 
 def _say_rejected(done: Promotion, settings: Settings) -> list[str]:

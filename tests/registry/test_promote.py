@@ -137,12 +137,14 @@ def test_a_worse_one_is_refused_with_exit_code_3_and_the_champion_stays(
     register(right=9.0, value=0.9)
     promote(registry, NAME)
     # Better in validation than the champion was, and worse on the test rows.
-    register(right=-9.0, value=0.999)
+    register(right=-9.0, value=0.999, tags={"mlops.git_dirty": "true"})
     assert main([NAME]) == 3
-    out = capsys.readouterr().out
+    out, err = capsys.readouterr()
+    assert "asking the champion and the candidate the test rows" in err
     assert "candidate 2 is rejected, version 1 stays champion" in out
     row = next(line for line in out.splitlines() if line.startswith("better_than_chance"))
     assert "fail" in row
+    assert "\nWarning: clean_commit: " in out
     assert champion_of(client) == 1
 
 
