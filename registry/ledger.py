@@ -45,6 +45,8 @@ VERSION_TABLE = "ledger_version"
 WAIT_S = 60
 """How long an append waits for the others'. One takes milliseconds."""
 CONNECT_S = 10
+NAMELESS_S = 5.0
+"""How long who finds a lease taken waits for its holder's name, on a machine that is busy."""
 LARGEST_STEP = timedelta(hours=2)
 """By so much a clock may be set back, and events still be dated one after another."""
 DRIVERS = ("sqlite", "sqlite+pysqlite", "postgresql", "postgresql+psycopg")
@@ -328,9 +330,13 @@ def _lock_file(engine: sa.Engine, name: str, holder: str) -> Callable[[], None]:
     digest = hashlib.sha256(name.encode()).hexdigest()[:16]
     database = Path(engine.url.database or "").resolve()  # under one name, whatever links there are
     path = Path(f"{database}.{digest}.lease")
-    fd = try_lock(path)
-    if fd is None:
-        raise _held(name, _read_holder(path))
+    deadline = time.monotonic() + NAMELESS_S
+    while (fd := try_lock(path)) is None:
+        # Nameless for a moment: it has just taken the lock, or is just giving it back.
+        said = path.read_text("utf-8", errors="replace")
+        if said or time.monotonic() > deadline:
+            raise _held(name, said or "another process")
+        time.sleep(0.01)
     os.ftruncate(fd, 0)
     os.write(fd, holder.encode())
 
@@ -339,14 +345,6 @@ def _lock_file(engine: sa.Engine, name: str, holder: str) -> Callable[[], None]:
         os.close(fd)
 
     return release
-
-
-def _read_holder(path: Path) -> str:
-    for _ in range(20):
-        if found := path.read_text("utf-8", errors="replace"):
-            return found
-        time.sleep(0.01)  # it has the lock, and writes its name in this moment
-    return "another process"
 
 
 def _lock_in_database(engine: sa.Engine, name: str, holder: str) -> Callable[[], None]:

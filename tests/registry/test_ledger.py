@@ -25,6 +25,7 @@ import pytest
 import sqlalchemy as sa
 
 from mlops.errors import MlopsError, UsageError
+from mlops.lease import try_lock
 from mlops.settings import Settings
 from registry.ledger import (
     Actor,
@@ -366,6 +367,31 @@ with open_ledger(sys.argv[1]) as ledger, ledger.lease("digits", "ada"):
     print("held", flush=True)
     time.sleep(600)
 """
+
+
+def test_a_holder_without_a_name_yet_is_waited_for(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path / 'ledger.db'}"
+    with open_ledger(url) as ledger:
+        with ledger.lease("m", "ada"):
+            pass
+        (path,) = tmp_path.glob("*.lease")
+        assert path.read_text() == ""
+        taken = try_lock(path)
+        assert taken is not None
+        named = threading.Timer(0.3, lambda: os.write(taken, b"bob (promote, pid 7 on x)"))
+        named.start()
+        with (
+            pytest.raises(LeaseHeldError, match=r"by bob \(promote, pid 7"),
+            ledger.lease("m", "c"),
+        ):
+            pass
+        named.join()
+        os.ftruncate(taken, 0)  # as who gives it back does first
+        gone = threading.Timer(0.3, lambda: os.close(taken))
+        gone.start()
+        with ledger.lease("m", "carl"):
+            assert path.read_text() == "carl"
+        gone.join()
 
 
 def test_the_lease_of_a_killed_holder_is_free(url: str, ledger: Ledger) -> None:
