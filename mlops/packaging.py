@@ -47,11 +47,14 @@ _NETWORK: Final = "data/model.keras"
 _SCORING: Final = Path(__file__).with_name("scoring.py")
 _HISTORY: Final = Path(__file__).with_name("scoring_history.txt")
 _REVOKED: Final = Path(__file__).with_name("scoring_revoked.txt")
+_PARAM: Final = '{"name": "%s", "default": false, "shape": null, "type": "boolean"}'
 _SIGNATURE: Final = {
     "inputs": None,
     "outputs": None,
-    "params": '[{"name": "labels", "default": false, "shape": null, "type": "boolean"}]',
+    "params": f"[{_PARAM % 'labels'}, {_PARAM % 'explain'}]",
 }
+# What MLflow lets whoever loads the model set; the scoring file says what each means.
+_MODEL_CONFIG: Final = {"max_rows": None, "max_batch": 64, "max_wait_ms": 0.0}
 _VERSION: Final = r"\d{1,6}(\.\d{1,6}){0,4}((a|b|rc|\.dev|\.post)\d{1,6}){0,3}(\+[a-z0-9.]{1,32})?"
 
 _MAX_TEXT: Final = 4 << 20  # bytes of a text file; the MLmodel of 10,000 columns takes 1.5 MB
@@ -382,6 +385,7 @@ def _mlmodel(
                 "data": "data",
                 "env": {"virtualenv": "python_env.yaml"},
                 "loader_module": loader,
+                "config": dict(_MODEL_CONFIG),
                 "python_version": python,
             }
         },
@@ -392,6 +396,14 @@ def _mlmodel(
         "signature": _SIGNATURE,
         "type_hint_from_example": False,
     }
+
+
+def _before_settings(mlmodel: dict[str, Any]) -> dict[str, Any]:
+    """Returns the MLmodel of before there were `config` and `explain`; such releases are signed."""
+    flavor = dict(mlmodel["flavors"]["python_function"])
+    del flavor["config"]
+    signature = {**_SIGNATURE, "params": f"[{_PARAM % 'labels'}]"}
+    return {**mlmodel, "flavors": {"python_function": flavor}, "signature": signature}
 
 
 def _python_env(python: str) -> dict[str, Any]:
@@ -426,7 +438,7 @@ def _check_mlmodel(folder: Path, loader: str) -> tuple[ModelSpec, str]:
         refuse_model("MLmodel", "holds a model_uuid that is none")
     spec = ModelSpec.from_json(value)
     expected = _mlmodel(spec, loader, python, pins["mlflow"].split("==")[1], model_uuid)
-    if found != expected:
+    if found not in (expected, _before_settings(expected)):
         refuse_model(
             "MLmodel",
             f"has something in {_first_difference(found, expected)} that Podium never writes",

@@ -14,8 +14,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from mlops.client import PredictionError, predict
+from mlops.scoring import STATUS
 from tests.e2e.serving import Scorer, free_port, serve
-from tests.packaged_models import Packaged, bad_bodies, build, http_forms
+from tests.packaged_models import Packaged, bad_bodies, build, features_of, http_forms
 
 # The scoring server's code runs for every kind in tests/mlops/test_scoring.py; here the two
 # that differ most go through the real process.
@@ -85,6 +87,35 @@ def test_labels_over_http(served: dict[str, Served]) -> None:
     assert labels == [packaged.spec.class_names[i] for i in best]
 
 
+def test_explanations_over_http(served: dict[str, Served]) -> None:
+    for kind, server in served.items():
+        rows = server.packaged.rows
+        body = {"inputs": rows if kind == "mixed" else rows.tolist(), "params": {"explain": True}}
+        status, text = server.post(body)
+        assert status == 200, text
+        answers = json.loads(text)["predictions"]
+        attributions = [answer["attributions"] for answer in answers]
+        if kind == "vae":
+            assert np.shape(attributions) == rows.shape
+        else:
+            assert all(list(row) == ["weight", "age", "colour", "island"] for row in attributions)
+
+
+def test_the_client_gets_arrays_and_refusals(served: dict[str, Served]) -> None:
+    mixed, vae = served["mixed"], served["vae"]
+    answer = predict(mixed.url, features_of("mixed"))
+    np.testing.assert_allclose(answer, mixed.packaged.outputs[0], atol=1e-6)
+    labels = predict(mixed.url, features_of("mixed"), labels=True, explain=True)
+    assert {"label", "probabilities", "attributions"} <= set(labels[0])
+    scores = predict(vae.url + "/invocations", vae.packaged.rows)
+    assert [list(row) for row in scores] == [["reconstruction_error", "kl", "anomaly_score"]] * 4
+    with pytest.raises(PredictionError) as caught:
+        predict(vae.url, np.zeros((1, 3), np.float32))
+    found = caught.value
+    assert (found.status, found.code, found.field) == (400, "wrong_shape", "rows[0]")
+    assert "row 0 decodes to 12 bytes; expected 64" in str(found)
+
+
 @pytest.mark.parametrize("kind", SERVED)
 def test_bad_input_over_http_is_a_400_without_data_or_trace(
     served: dict[str, Served], kind: str
@@ -92,7 +123,10 @@ def test_bad_input_over_http_is_a_400_without_data_or_trace(
     for name, (body, piece) in bad_bodies(kind).items():
         status, text = served[kind].post(body)
         assert status == 400, (name, text)
-        assert piece in json.loads(text)["message"], (name, text)
+        error = json.loads(text)
+        assert piece in error["message"], (name, text)
+        if name not in ("null", "a dictionary"):  # these MLflow answers itself
+            assert error["code"] in STATUS and "field" in error, (name, text)
         assert "Traceback" not in text and "71234567" not in text, (name, text)
 
 

@@ -26,6 +26,7 @@ from mlops.packaging import (
     ModelSpec,
     build_model_folder,
     check_model_folder,
+    load_model,
     save_network,
 )
 from tests.packaged_models import KINDS, Packaged, build, network_of, spec_of
@@ -502,10 +503,29 @@ def test_mlflow_reads_the_folder_as_its_own(packaged: dict[str, Packaged]) -> No
     from mlflow.types import DataType, ParamSchema, ParamSpec
 
     model = Model.load(str(packaged["table"].folder))
-    expected = ModelSignature(params=ParamSchema([ParamSpec("labels", DataType.boolean, False)]))
-    assert model.signature == expected
+    params = [ParamSpec(name, DataType.boolean, False) for name in ("labels", "explain")]
+    assert model.signature == ModelSignature(params=ParamSchema(params))
     assert list(model.flavors) == ["python_function"]
     assert model.metadata == {"podium": spec_of("table").to_json()}
+
+
+def test_a_model_of_before_explanations_still_loads(
+    packaged: dict[str, Packaged], tmp_path: Path
+) -> None:
+    folder = tmp_path / "old"
+    shutil.copytree(packaged["table"].folder, folder)
+    mlmodel = yaml.safe_load((folder / "MLmodel").read_text("utf-8"))
+    assert mlmodel["flavors"]["python_function"].pop("config")["max_batch"] == 64
+    params = '[{"name": "labels", "default": false, "shape": null, "type": "boolean"}]'
+    mlmodel["signature"]["params"] = params
+    (folder / "MLmodel").write_text(yaml.safe_dump(mlmodel), "utf-8")
+    model = load_model(folder)
+    rows = packaged["table"].rows
+    assert len(model.predict(rows, params={"labels": True})) == len(rows)
+    mlmodel["signature"]["params"] = params.replace("labels", "label")
+    (folder / "MLmodel").write_text(yaml.safe_dump(mlmodel), "utf-8")
+    with pytest.raises(StructureError, match="has something in"):
+        check_model_folder(folder)
 
 
 def test_a_spec_survives_its_json() -> None:

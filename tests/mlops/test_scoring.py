@@ -9,8 +9,11 @@ import io
 import json
 import math
 import os
+import re
 import struct
 import sys
+import threading
+import time
 import zlib
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -20,17 +23,25 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from mlops.packaging import load_model
 from mlops.scoring import (
     CHUNK_ROWS,
+    MAX_EXPLAINED,
     MAX_PIXELS,
+    STATUS,
+    _Batches,
+    _Gradients,
+    _load_pyfunc,
     _rows_for,
     category_name,
     decode_picture,
     encode_table,
     gaussian_kl,
     reconstruction_error,
+    scoring_error,
 )
 from tests.packaged_models import (
     JSON,
@@ -40,6 +51,7 @@ from tests.packaged_models import (
     bad_bodies,
     build,
     columns_of,
+    features_of,
     http_forms,
     python_forms,
     records_of,
@@ -143,6 +155,9 @@ def test_bad_input_gets_a_sentence_without_the_data(servers: dict[str, Post], ki
         status, text = servers[kind](body)
         assert status == 400, (name, text)
         message = json.loads(text)["message"]
+        if name not in ("null", "a dictionary"):  # these MLflow answers itself
+            assert list(json.loads(text)) == ["code", "message", "field"]
+            assert json.loads(text)["code"] in STATUS
         assert piece in message, (name, message)
         assert "expected" in message or name in ("null", "a dictionary"), (name, message)
         assert "Traceback" not in text and "71234567" not in text, (name, text)
@@ -300,7 +315,7 @@ def test_a_bad_picture_is_refused_with_its_row(servers: dict[str, Post]) -> None
         _rows_for(spec).parse([png])
 
 
-def test_no_rows_give_no_answers(
+def test_no_rows_are_refused_as_empty(
     models: dict[str, tuple[Packaged, Any]], servers: dict[str, Post]
 ) -> None:
     import pandas as pd
@@ -309,10 +324,188 @@ def test_no_rows_give_no_answers(
         packaged, model = models[kind]
         nothing: Any
         for nothing in ([], packaged.features[:0], pd.DataFrame()):
-            assert len(model.predict(nothing)) == 0
+            assert refusal(model, nothing)[:2] == ("empty", None)
         for key in ("inputs", "instances", "dataframe_records"):
-            assert servers[kind]({key: []}) == (200, '{"predictions": []}')
-    assert models["table"][1].predict([]).shape == (0, 3)
+            status, text = servers[kind]({key: []})
+            assert (status, json.loads(text)["code"]) == (400, "empty")
+
+
+def refusal(model: Any, data: Any, **params: Any) -> tuple[str, str | None, str]:
+    """The code, the field and the sentence of what a model answers to bad input."""
+    from mlflow.exceptions import MlflowException
+
+    with pytest.raises(MlflowException) as caught:
+        model.get_raw_model().predict(data, params)
+    error = json.loads(caught.value.serialize_as_json())
+    assert list(error) == ["code", "message", "field"]
+    assert (caught.value.code, caught.value.field) == (error["code"], error["field"])
+    assert caught.value.get_http_status_code() == caught.value.http_status == STATUS[error["code"]]
+    assert str(MARK) not in caught.value.to_json()
+    return error["code"], error["field"], error["message"]
+
+
+def mixed_rows(**cells: Any) -> list[dict[str, Any]]:
+    good = records_of(rows_of("mixed"), spec_of("mixed"))
+    return [good[0], {**good[1], **cells}]
+
+
+PIXELS = [[0] * 48, [0] * 48]
+BAD: list[tuple[str, Any, str, str | None]] = [
+    # kind, input, code, field
+    ("table", [[1.0, 2.0]], "wrong_shape", None),
+    ("table", np.zeros((2, 2, 2)), "wrong_shape", None),
+    ("table", [1.0, 2.0, 3.0], "wrong_shape", None),
+    ("table", MARK, "wrong_type", None),
+    ("image_uint8", ["AAAA"], "wrong_shape", "rows[0]"),
+    ("ragged", [np.zeros((6, 2))], "wrong_shape", "rows[0]"),
+    ("ragged", [np.zeros((2, 2)), np.zeros((6, 2))], "wrong_shape", "rows[1]"),
+    ("mixed", [[1.0] * 5], "wrong_shape", "rows[0]"),
+    ("table", [[1.0, 2.0, 3.0], [1.0, 2.0]], "ragged", "rows[1]"),
+    ("table", [[1.0, 2.0], [1.0, 2.0, 3.0]], "ragged", "rows[0]"),
+    ("ragged", [[[1.0, 2.0]], [[1.0, MARK], [1.0]]], "ragged", "rows[1]"),
+    ("image_float32", [[[[0.0]] * 4] * 4, [[[0.0]] * 4] * 3], "ragged", "rows[1]"),
+    ("mixed", {"weight": [1.0], "age": [1.0, 2.0], "colour": ["red"]}, "ragged", None),
+    ("image_uint8", [PIXELS[0], [*PIXELS[1][:-1], True]], "not_a_number", "rows[1]"),
+    ("image_uint8", [PIXELS[0], [False] * 48], "not_a_number", "rows[1]"),
+    ("image_uint8", np.zeros((1, 48), bool), "not_a_number", "rows[0]"),
+    ("image_float32", [[*[0.5] * 15, True]], "not_a_number", "rows[0]"),
+    ("sequence", [[[0, 1]] * 4 + [[True, 1]]], "not_a_number", "rows[0]"),
+    ("sequence", [np.zeros(10), np.ones(10, bool)], "not_a_number", "rows[1]"),
+    ("ragged", [[[0.5, 1]], [[True, 1]]], "not_a_number", "rows[1]"),
+    ("sequence", np.array([[*[0.5] * 9, None]], object), "not_a_number", "rows[0]"),
+    ("sequence", np.array([[*[0.5] * 9, True]], object), "not_a_number", "rows[0]"),
+    ("sequence", [[*[0.5] * 9, {}]], "not_a_number", "rows[0]"),
+    ("image_uint8", [PIXELS[0], [*PIXELS[1][:-1], None]], "not_a_number", "rows[1]"),
+    ("image_uint8", [PIXELS[0], [*PIXELS[1][:-1], str(MARK)]], "not_a_number", "rows[1]"),
+    ("mixed", mixed_rows(age=f"x{MARK}"), "not_a_number", "rows[1].age"),
+    ("mixed", mixed_rows(weight=None), "not_a_number", "rows[1].weight"),
+    ("table", [{"width": 1.0, "height": 2.0, "mass": None}], "not_a_number", "rows[0].mass"),
+    ("image_uint8", [PIXELS[0], [256] * 48], "out_of_range", "rows[1]"),
+    ("image_uint8", [PIXELS[0], [-1] * 48], "out_of_range", "rows[1]"),
+    ("image_uint8", [[0.5] * 48], "out_of_range", "rows[0]"),
+    ("sequence", [[math.nan] * 10], "out_of_range", "rows[0]"),
+    ("sequence", [[1e39] * 10], "out_of_range", "rows[0]"),
+    ("sequence", [[10**400] * 10], "out_of_range", "rows[0]"),
+    ("table", [[1.0, 2.0, 3.0], [1.0, math.inf, 3.0]], "out_of_range", "rows[1].height"),
+    ("mixed", mixed_rows(weight=math.inf), "out_of_range", "rows[1].weight"),
+    ("mixed", {"weight": [MARK]}, "missing_key", "columns.age"),
+    ("mixed", mixed_rows(size=MARK), "unknown_key", "columns.size"),
+    ("sequence", [f"!{MARK}"], "not_base64", "rows[0]"),
+    ("mixed", mixed_rows(colour=[MARK]), "wrong_type", "rows[1].colour"),
+    ("mixed", mixed_rows(island=None), "wrong_type", "rows[1].island"),
+    ("sequence", {"steps": [MARK]}, "wrong_type", None),
+    ("sequence", object(), "wrong_type", None),
+    ("vae", np.full((1, 4, 4, 1), 3e38, np.float32), "not_finite", "rows[0]"),
+]
+
+
+@pytest.mark.parametrize(("kind", "data", "code", "field"), BAD)
+def test_what_is_wrong_has_a_code_and_a_place(
+    models: dict[str, tuple[Packaged, Any]], kind: str, data: Any, code: str, field: str | None
+) -> None:
+    _, model = models[kind]
+    found = refusal(model, data)
+    assert found[:2] == (code, field), found
+    assert "expected" in found[2]
+
+
+def test_true_is_1_in_a_column_of_numbers(models: dict[str, tuple[Packaged, Any]]) -> None:
+    packaged, model = models["table"]
+    for data in (
+        [[True, 2.0, False]],
+        np.array([[True, 2.0, False]], object),
+        records_of([[True, 2.0, False]], packaged.spec),
+    ):
+        np.testing.assert_array_equal(model.predict(data), model.predict([[1.0, 2.0, 0.0]]))
+
+
+def test_nesting_however_deep_is_refused(models: dict[str, tuple[Packaged, Any]]) -> None:
+    deep: list[Any] = [1.0]
+    for _ in range(100_000):
+        deep = [deep]
+    for kind in ("image_uint8", "ragged", "table", "mixed"):
+        assert refusal(models[kind][1], deep)[0] in ("wrong_shape", "not_a_number", "ragged")
+
+
+LEAVES = st.one_of(
+    st.none(),
+    st.booleans(),
+    st.integers(),
+    st.floats(),
+    st.text(max_size=5),
+    st.sampled_from(["AAAA", "red", "3", "\ud800", 10**400, 256, {}, []]),
+)
+KEYS = st.sampled_from(["weight", "age", "colour", "island", "width", "height", "mass", "a", ""])
+VALUES = st.recursive(
+    LEAVES,
+    lambda inner: st.one_of(
+        st.lists(inner, max_size=5), st.dictionaries(KEYS, inner, min_size=1, max_size=5)
+    ),
+    max_leaves=30,
+)
+
+
+@st.composite
+def almost_rows(draw: st.DrawFn, rows: Any) -> Any:
+    """Good rows with something else in one place, however deep, or one thing less."""
+    copy = json.loads(json.dumps(rows))
+    place = copy
+    while True:
+        keys = list(place) if isinstance(place, dict) else list(range(len(place)))
+        key = draw(st.sampled_from(keys))
+        inner = place[key]
+        if not isinstance(inner, (dict, list)) or not inner or draw(st.booleans()):
+            break
+        place = inner
+    if draw(st.booleans()):
+        place[key] = draw(VALUES)
+    else:
+        del place[key]
+    return copy
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@given(data=st.data())
+@settings(max_examples=150, deadline=None)
+def test_whatever_comes_is_answered_or_refused_with_400(
+    models: dict[str, tuple[Packaged, Any]], kind: str, data: st.DataObject
+) -> None:
+    packaged, model = models[kind]
+    lists = http_forms(kind)["inputs of records" if kind == "ragged" else "inputs"]
+    body = lists(packaged.rows, packaged.spec)[1]["inputs"]
+    sent = data.draw(st.one_of(VALUES, almost_rows(body)))
+    try:
+        answer = model.get_raw_model().predict(sent)
+    except Exception as err:
+        code = getattr(err, "code", None)
+        assert code in STATUS and STATUS[code] == 400, (sent, err, err.__cause__)
+        json.loads(err.to_json())  # type: ignore[attr-defined]
+    else:
+        assert np.isfinite(plain(answer)).all()
+
+
+def test_parameters_are_checked_by_name_and_by_type(
+    models: dict[str, tuple[Packaged, Any]],
+) -> None:
+    packaged, model = models["image_uint8"]
+    for name in ("labels", "explain"):
+        found = refusal(model, packaged.rows, **{name: "yes"})
+        assert found[:2] == ("wrong_type", f"params.{name}")
+    assert refusal(model, packaged.rows, label=True)[:2] == ("unknown_key", "params")
+
+
+def test_every_code_has_a_status_and_stands_in_the_docstring() -> None:
+    import mlops.scoring
+
+    for code, status in STATUS.items():
+        assert re.search(rf"\b{code}\b", mlops.scoring.__doc__ or ""), code
+        error: Any = scoring_error(code, "A sentence.", "rows[0]")
+        assert error.get_http_status_code() == status
+        assert json.loads(error.to_json()) == {
+            "code": code,
+            "message": "A sentence.",
+            "field": "rows[0]",
+        }
 
 
 def test_labels_come_on_request(
@@ -344,6 +537,298 @@ def test_many_threads_get_each_their_own_answer(models: dict[str, tuple[Packaged
     with ThreadPoolExecutor(8) as pool:
         answers = list(pool.map(lambda i: model.predict(rows[i : i + 1]), range(64)))
     np.testing.assert_allclose(np.concatenate(answers), whole, atol=1e-6)
+
+
+def reopened(packaged: Packaged, **config: Any) -> Any:
+    """The model itself, loaded as a server loads it."""
+    import mlflow.pyfunc
+
+    loaded = mlflow.pyfunc.load_model(str(packaged.folder), model_config=config or None)
+    return loaded.get_raw_model()
+
+
+def test_a_server_may_limit_the_rows_of_a_request(
+    models: dict[str, tuple[Packaged, Any]],
+) -> None:
+    import pandas as pd
+
+    packaged, _ = models["mixed"]
+    model = reopened(packaged, max_rows=3)
+    rows = packaged.rows
+    assert len(model.predict(rows[:3])) == 3
+    frame = pd.DataFrame(records_of(rows, packaged.spec))
+    for data in (rows, features_of("mixed"), frame, columns_of(rows, packaged.spec)):
+        code, field, sentence = refusal(model, data)
+        assert (code, field) == ("too_many_rows", None)
+        assert "it has 4 rows, more than the 3 of a request" in sentence
+
+
+@pytest.mark.parametrize(
+    ("config", "sentence"),
+    [
+        ({"max_row": 3}, "has no max_row; expected max_rows, max_batch, max_wait_ms"),
+        ({"max_rows": 0}, "max_rows is 0; expected a whole number"),
+        ({"max_batch": None}, "max_batch is None"),
+        ({"max_batch": True}, "max_batch is True"),
+        ({"max_wait_ms": -1}, "max_wait_ms is -1; expected 0 to 60000"),
+        ({"max_wait_ms": math.nan}, "max_wait_ms is nan"),
+    ],
+)
+def test_a_setting_that_there_is_not_is_refused_when_a_model_is_loaded(
+    config: dict[str, Any], sentence: str
+) -> None:
+    with pytest.raises(ValueError, match=sentence):
+        _load_pyfunc("nowhere", config)
+
+
+class Held:
+    """A forward pass over rows (n, 1) that doubles them, and waits while it is held."""
+
+    def __init__(self, max_batch: int = 8, max_wait_s: float = 0.0) -> None:
+        self.passes: list[int] = []
+        self.free = threading.Event()
+        self.started = threading.Event()
+        self.batches = _Batches(self.score, max_batch, max_wait_s)
+
+    def score(self, rows: Any) -> Any:
+        self.passes.append(len(rows))
+        self.started.set()
+        assert self.free.wait(30)
+        if (rows < 0).any():
+            raise RuntimeError("negative")
+        return rows * 2.0
+
+    def wait_for(self, n_requests: int) -> None:
+        deadline = time.monotonic() + 30
+        while len(self.batches._waiting) < n_requests:
+            assert time.monotonic() < deadline
+            time.sleep(0.001)
+
+
+def ones(value: float, n: int = 1) -> Any:
+    return np.full((n, 1), value)
+
+
+def test_a_lone_request_is_computed_at_once_and_in_its_own_thread() -> None:
+    held = Held()
+    held.free.set()
+    before = threading.active_count()
+    for value in range(3):
+        assert held.batches.score(ones(value)).tolist() == [[2 * value]]
+    assert held.passes == [1, 1, 1] and threading.active_count() == before
+
+
+def test_requests_that_come_during_a_pass_share_the_next() -> None:
+    held = Held()
+    with ThreadPoolExecutor(8) as pool:
+        first = pool.submit(held.batches.score, ones(0))
+        held.started.wait(30)
+        others = [pool.submit(held.batches.score, ones(i, 1 + i % 2)) for i in range(1, 6)]
+        held.wait_for(5)
+        held.free.set()
+        assert first.result(30).tolist() == [[0]]
+        for i, other in enumerate(others, 1):
+            assert other.result(30).tolist() == [[2 * i]] * (1 + i % 2)
+    assert held.passes == [1, 8]
+
+
+def test_a_pass_takes_no_more_rows_than_it_may() -> None:
+    held = Held(max_batch=4)
+    with ThreadPoolExecutor(8) as pool:
+        futures = [pool.submit(held.batches.score, ones(0))]
+        held.started.wait(30)
+        for i in range(1, 6):
+            futures.append(pool.submit(held.batches.score, ones(i, 3 if i == 3 else 1)))
+            held.wait_for(i)
+        held.free.set()
+        assert [future.result(30)[0, 0] for future in futures] == [0, 2, 4, 6, 8, 10]
+    assert held.passes == [1, 2, 4, 1]
+
+
+def test_a_large_request_waits_for_nobody() -> None:
+    held = Held(max_batch=4)
+    with ThreadPoolExecutor(8) as pool:
+        first = pool.submit(held.batches.score, ones(0))
+        held.started.wait(30)
+        held.started.clear()
+        large = pool.submit(held.batches.score, ones(1, 4))
+        assert held.started.wait(30)  # while the first one is still under way
+        held.free.set()
+        assert (first.result(30).shape, large.result(30).shape) == ((1, 1), (4, 1))
+
+
+def test_what_a_pass_raises_reaches_each_of_its_requests_and_no_other() -> None:
+    held = Held()
+    with ThreadPoolExecutor(8) as pool:
+        first = pool.submit(held.batches.score, ones(0))
+        held.started.wait(30)
+        failing = [pool.submit(held.batches.score, ones(value)) for value in (1, -1, 2)]
+        held.wait_for(3)
+        held.free.set()
+        for future in failing:
+            with pytest.raises(RuntimeError, match="negative"):
+                future.result(30)
+        assert first.result(30).tolist() == [[0]]
+    assert held.batches.score(ones(3)).tolist() == [[6]]
+
+
+def test_a_pass_waits_for_more_rows_where_it_is_told_to() -> None:
+    held = Held(max_batch=4, max_wait_s=30.0)
+    held.free.set()
+    with ThreadPoolExecutor(4) as pool:
+        answers = list(pool.map(lambda i: held.batches.score(ones(i))[0, 0], range(4)))
+    assert (answers, held.passes) == ([0, 2, 4, 6], [4])
+    short = Held(max_batch=4, max_wait_s=0.05)
+    short.free.set()
+    started = time.monotonic()
+    assert short.batches.score(ones(1)).tolist() == [[2]]
+    assert 0.05 <= time.monotonic() - started < 10
+
+
+def test_nobody_is_left_waiting_and_no_answer_goes_to_another() -> None:
+    held = Held(max_batch=5)
+    held.free.set()
+
+    def ask(i: int) -> bool:
+        n = i % 7 + 1
+        return held.batches.score(ones(i, n)).tolist() == [[2.0 * i]] * n
+
+    with ThreadPoolExecutor(16) as pool:
+        assert all(pool.map(ask, range(3000)))
+    assert sum(held.passes) == sum(i % 7 + 1 for i in range(3000))
+
+
+def test_rows_that_give_no_finite_answer_fail_only_their_own_request(
+    models: dict[str, tuple[Packaged, Any]],
+) -> None:
+    packaged, _ = models["vae"]
+    model = reopened(packaged)
+    passes: list[int] = []
+    free, started = threading.Event(), threading.Event()
+
+    def hold(n: int) -> None:
+        passes.append(n)
+        started.set()
+        free.wait(30)
+
+    model.on_batch = hold
+    bad = np.full((1, 4, 4, 1), 3e38, np.float32)
+    with ThreadPoolExecutor(4) as pool:
+        first = pool.submit(model.predict, packaged.rows[:1])
+        started.wait(30)
+        futures = [pool.submit(model.predict, packaged.rows[i : i + 1]) for i in (1, 2)]
+        failing = pool.submit(refusal, model, bad)
+        while len(model._batches._waiting) < 3:
+            time.sleep(0.001)
+        free.set()
+        answers = [future.result(30)[0] for future in (first, *futures)]
+    assert passes == [1, 3]
+    assert failing.result()[:2] == ("not_finite", "rows[0]")
+    np.testing.assert_allclose(plain(answers), expected(packaged)[:3], rtol=1e-5)
+
+
+def baselines_of(packaged: Packaged) -> Any:
+    """What explanations start from, worked out by hand."""
+    spec = packaged.spec.input
+    if spec.kind == "image":
+        return np.zeros_like(packaged.features)
+    if not spec.ragged:
+        return np.broadcast_to(np.float32(spec.mean), packaged.features.shape)
+    padded = np.tile(np.float32([0.5, 0.25, 0.0]), (4, 5, 1))  # each step is the mean step
+    padded[..., 2] = packaged.features[..., 2]
+    return padded
+
+
+def numbers_in(value: Any) -> Any:
+    return np.array(list(value.values()) if isinstance(value, dict) else value, np.float64)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_attributions_add_up_to_the_difference_from_the_baseline(
+    models: dict[str, tuple[Packaged, Any]], servers: dict[str, Post], kind: str
+) -> None:
+    """The axiom of completeness (Sundararajan, Taly and Yan 2017, section 3, proposition 1)."""
+    packaged, model = models[kind]
+    rows, spec = packaged.rows, packaged.spec
+    answers = model.predict(rows, params={"explain": True})
+    at_rows = plain(model.predict(rows))
+    before = plain(model.predict(baselines_of(packaged)))
+    for i, answer in enumerate(answers):
+        if spec.task == "vae":
+            after, start = answer["anomaly_score"], answer["baseline_anomaly_score"]
+            assert start == pytest.approx(before[i, 2], rel=1e-5)
+        else:
+            best = at_rows[i].argmax()
+            after, start = answer["probabilities"][best], answer["baseline_probability"]
+            assert answer["label"] == spec.class_names[best]
+            assert start == pytest.approx(before[i, best], abs=1e-6)
+        found = numbers_in(answer["attributions"])
+        if spec.input.columns:
+            assert list(answer["attributions"]) == [column.name for column in spec.input.columns]
+        else:
+            assert found.shape == np.shape(rows[i])
+        assert found.sum() == pytest.approx(after - start, abs=2e-3)
+    content_type, body = (
+        http_forms(kind)["base64 inputs" if kind != "mixed" else "inputs"](rows, spec)
+        if kind != "table"
+        else http_forms(kind)["inputs"](rows, spec)
+    )
+    status, text = servers[kind]({**body, "params": {"explain": True}}, content_type)
+    assert status == 200, text
+    for one, other in zip(json.loads(text)["predictions"], answers, strict=True):
+        assert one.keys() == other.keys()
+        np.testing.assert_allclose(
+            numbers_in(one["attributions"]), numbers_in(other["attributions"]), atol=1e-6
+        )
+
+
+def test_a_linear_network_is_explained_by_its_weights() -> None:
+    import keras
+
+    for dtype in ("float32", "uint8"):
+        x = keras.Input((2, 3), dtype=dtype)
+        flat = keras.layers.Flatten()(keras.layers.Rescaling(0.5, offset=1.0)(x))
+        dense = keras.layers.Dense(4)
+        network = keras.Model(x, dense(flat))
+        gradients = _Gradients(network, (2, 3), "classifier", None)
+        row = np.arange(6, dtype=np.float32).reshape(2, 3) * 40
+        start = np.full((2, 3), 7.0, np.float32)
+        weights = np.asarray(dense.kernel).reshape(2, 3, 4)
+        for target in range(4):
+            found, before = gradients.integrated(row, start, target)
+            np.testing.assert_allclose(
+                found, 0.5 * weights[..., target] * (row - start), rtol=1e-4, atol=1e-4
+            )
+            assert before == pytest.approx(np.asarray(network(start[None]))[0, target], rel=1e-5)
+
+
+def test_layers_that_train_otherwise_are_explained_as_they_answer() -> None:
+    """Augmentation and dropout are on where nobody says that this is no training."""
+    import keras
+
+    keras.utils.set_random_seed(3)
+    x = keras.Input((8, 8, 1), dtype="uint8")
+    y = keras.layers.RandomFlip()(keras.layers.Rescaling(1 / 255)(x))
+    y = keras.layers.Dropout(0.5)(keras.layers.Flatten()(y))
+    network = keras.Model(x, keras.layers.Softmax()(keras.layers.Dense(3)(y)))
+    row = np.random.default_rng(1).integers(0, 256, (8, 8, 1)).astype(np.float32)
+    gradients = _Gradients(network, (8, 8, 1), "classifier", None)
+    found, before = gradients.integrated(row, np.zeros_like(row), 1)
+    answer = np.asarray(network(row[None].astype(np.uint8), training=False))[0, 1]
+    assert found.sum() == pytest.approx(answer - before, abs=1e-4)
+    again, _ = gradients.integrated(row, np.zeros_like(row), 1)
+    np.testing.assert_array_equal(found, again)
+
+
+def test_only_so_many_rows_are_explained_at_a_time(
+    models: dict[str, tuple[Packaged, Any]],
+) -> None:
+    packaged, model = models["table"]
+    rows = np.resize(packaged.rows, (MAX_EXPLAINED + 1, 3))
+    code, _, sentence = refusal(model, rows, explain=True)
+    assert code == "too_many_rows"
+    assert "it has 65 rows, more than the 64 of a request with an explanation" in sentence
+    assert len(model.predict(rows[1:], params={"explain": True})) == MAX_EXPLAINED
 
 
 def test_an_answer_that_is_not_finite_is_an_error(models: dict[str, tuple[Packaged, Any]]) -> None:
