@@ -1,10 +1,12 @@
 """Moves aliases: the only way an alias moves.
 
-    lease -> settle what was interrupted -> intent in the ledger -> the alias in MLflow -> its end
+    lease -> settle what was interrupted -> intent in the ledger -> signed record beside the release
+    -> the alias in MLflow -> its end
 
 Killed between intent and end, the ledger holds an open intent, and the alias is the old one or the
 new one. Whoever takes the lease next looks where the alias is and writes the end that is missing:
-`done` or `rolled_back` where it moved, `abandoned` where it did not.
+`done` or `rolled_back` where it moved, `abandoned` where it did not. A record of a move that never
+was does no harm (`registry.alias_record`).
 """
 
 from __future__ import annotations
@@ -22,15 +24,16 @@ from mlops.errors import MlopsError, UsageError
 from mlops.mlflow_store import REFUSALS, open_store_client
 from mlops.settings import Settings
 from registry.actor import find_actor
+from registry.alias_record import AliasRecord, Move, sign_record, write_record
 from registry.catalog import CHAMPION, Catalog, Release
 from registry.failpoints import failpoint
 from registry.ledger import Actor, Event, Kind, Ledger, open_ledger
 from registry.moves import open_intent
 from registry.policy import Policy, read_policy
 from registry.probe import Probed, probe
+from registry.signing import get_signing_key
 
 Probe = Callable[..., Probed]
-Move = Literal["promote", "rollback"]
 _ENDS: dict[str, Kind] = {"promote": "done", "rollback": "rolled_back"}
 _REFUSALS = REFUSALS | {"PERMISSION_DENIED", "UNAUTHENTICATED"}
 """MLflow's error codes by which it is certain that nothing moved."""
@@ -149,11 +152,16 @@ def move_alias(
     Needs the lease. The release must be verified by the caller.
 
     Args:
-        evidence: What the intent holds besides: why this may move.
+        evidence: What the intent holds besides: why this may move. "statement_sha256" is in it.
 
     Returns:
         The event that ended it.
+
+    Raises:
+        UsageError: there is no key here that could sign the move; nothing was written.
+        MlopsError: a store did not do it.
     """
+    get_signing_key(registry.settings)
     holder = registry.catalog.find_alias(release.name, alias)
     body = {
         "alias": alias,
@@ -165,6 +173,12 @@ def move_alias(
     intent = registry.ledger.append("intent", release.name, release.version, registry.actor, body)
     failpoint("intent")
     try:
+        _write_record(registry, release, intent)
+    except MlopsError:
+        _end(registry, intent, moved=False)
+        raise
+    failpoint("record")
+    try:
         registry.catalog.move_alias(release, alias)
     except MlopsError as err:
         if getattr(err.__cause__, "error_code", None) in _REFUSALS:
@@ -174,6 +188,21 @@ def move_alias(
     end = _end(registry, intent, moved=True)
     failpoint("done")
     return end
+
+
+def _write_record(registry: Registry, release: Release, intent: Event) -> None:
+    record = AliasRecord(
+        name=release.name,
+        alias=intent.body["alias"],
+        version=release.version,
+        number=intent.seq,
+        move=intent.body["move"],
+        statement_sha256=intent.body["statement_sha256"],
+        created_at=intent.created_at.isoformat(timespec="milliseconds"),
+        previous=intent.body["from"],
+    )
+    signed = sign_record(record, registry.settings.signing_key)
+    write_record(registry.catalog, release, record, signed)
 
 
 def _end(registry: Registry, intent: Event, moved: bool, late: bool = False) -> Event:

@@ -45,7 +45,7 @@ def approve(registry: Registry, name: str, version: int) -> Approval:
 
     Raises:
         LeaseHeldError: another process is changing the model.
-        UsageError: the version was not proposed.
+        UsageError: the version was not proposed, or there is no key here to sign the move.
         RefusedError: the account may not approve it, or it must be proposed again.
         UnverifiedError: it is no longer what was signed.
     """
@@ -54,6 +54,7 @@ def approve(registry: Registry, name: str, version: int) -> Approval:
     from registry.hook import run_after_move
     from registry.moves import present_holder
     from registry.releases import fetch_release
+    from registry.signing import get_signing_key
 
     release = registry.catalog.get_release(name, version)
     with (
@@ -70,6 +71,7 @@ def approve(registry: Registry, name: str, version: int) -> Approval:
             _note(registry, release)
             return Approval(name, version, alias, proposal.actor, moved=False)
         _check_account(registry, proposal)
+        get_signing_key(registry.settings)
         champion = registry.catalog.find_alias(name, "champion")
         _check_waits(events, proposal, release, {"previous": holder, "champion": champion})
         verified = fetch_release(

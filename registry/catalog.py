@@ -28,6 +28,7 @@ from registry.failpoints import failpoint
 
 CHAMPION = "champion"
 RELEASE_PATH = "release"
+MOVES_PATH = "moves"
 ALTERED_TAG = "mlops.altered"
 CANDIDATE_TAG = "mlops.candidate"
 DECISION_TAG = "mlops.decision"
@@ -252,17 +253,9 @@ class Catalog:
         }
         with _translated():
             experiment_id = ensure_experiment(self._client, experiment)
-            runs = [
-                run
-                for run in self._client.search_runs(
-                    [experiment_id], f"tags.`{CANDIDATE_TAG}` = '{candidate.reference}'"
-                )
-                if ALTERED_TAG not in run.data.tags
-            ]
             run_id = (
-                runs[0].info.run_id
-                if runs
-                else self._client.create_run(
+                self._find_run(experiment_id, candidate)
+                or self._client.create_run(
                     experiment_id,
                     tags={
                         **tags,
@@ -275,27 +268,42 @@ class Catalog:
             failpoint("release-run")
             ensure_registered_model(self._client, name)
             source = release_source(run_id)
-            # One that looks elsewhere for its bytes is not of ours.
-            found = [
-                one
-                for one in self._versions(f"name = '{name}' and run_id = '{run_id}'")
-                if one.source == source
-            ]
-            version = (
-                found[0]
-                if found
-                else self._client.create_model_version(
-                    name,
-                    source,
-                    run_id,
-                    tags={**tags, **shown},
-                    await_creation_for=0,
-                )
+            found = self._find_version(name, run_id)
+            version = found or self._client.create_model_version(
+                name,
+                source,
+                run_id,
+                tags={**tags, **shown},
+                await_creation_for=0,
             )
             release = Release(name, int(version.version), run_id, candidate.reference, source)
             if found and not self.is_published(release):  # of an earlier try, which was killed
                 self._set_tags(name, release.version, shown)
         return release
+
+    def find_release(self, candidate: Candidate) -> Release | None:
+        """Returns the release that `open_release` would find; makes none."""
+        name = candidate.name
+        with _translated():
+            experiment = self._client.get_experiment_by_name(f"{name}-releases")
+            if experiment is None:
+                return None
+            run_id = self._find_run(experiment.experiment_id, candidate)
+            found = self._find_version(name, run_id) if run_id else None
+        return None if found is None else _release(name, found)
+
+    def _find_run(self, experiment_id: str, candidate: Candidate) -> str | None:
+        """The run that holds the bytes of a candidate's release, unless they were altered."""
+        runs = self._client.search_runs(
+            [experiment_id], f"tags.`{CANDIDATE_TAG}` = '{candidate.reference}'"
+        )
+        sound = [run for run in runs if ALTERED_TAG not in run.data.tags]
+        return sound[0].info.run_id if sound else None
+
+    def _find_version(self, name: str, run_id: str) -> Any | None:
+        """The version of a release's run; one that looks elsewhere for its bytes is not of ours."""
+        found = self._versions(f"name = '{name}' and run_id = '{run_id}'")
+        return next((one for one in found if one.source == release_source(run_id)), None)
 
     def has_bytes(self, release: Release) -> bool:
         """Tells whether anything is left of a release's bytes."""
@@ -345,6 +353,37 @@ class Catalog:
         """Moves an alias. From this call on `<name>@<alias>` is the release."""
         with _translated():
             self._client.set_registered_model_alias(release.name, alias, str(release.version))
+
+    def write_move(self, release: Release, alias: str, file: str, content: bytes) -> None:
+        """Writes a file of an alias record beside a release (`registry.alias_record`)."""
+        with tempfile.TemporaryDirectory(prefix="podium-") as folder, _translated():
+            path = Path(folder) / file
+            path.write_bytes(content)
+            upload(self._client, release.run_id, path, f"{MOVES_PATH}/{alias}")
+
+    def find_moves(self, release: Release, alias: str, most_bytes: int) -> set[str]:
+        """Returns the names of the files of an alias's records beside a release, but large ones."""
+        from mlflow.exceptions import MlflowException
+
+        with _translated():
+            try:
+                files = self._client.list_artifacts(release.run_id, f"{MOVES_PATH}/{alias}")
+            except MlflowException as err:
+                if err.error_code == "RESOURCE_DOES_NOT_EXIST":
+                    return set()
+                raise
+        return {
+            one.path.rpartition("/")[2]
+            for one in files
+            if not one.is_dir and (one.file_size or 0) <= most_bytes
+        }
+
+    def read_move(self, release: Release, alias: str, file: str) -> bytes:
+        """Returns the content of a file that `find_moves` named."""
+        path = f"{MOVES_PATH}/{alias}/{file}"
+        with tempfile.TemporaryDirectory(prefix="podium-") as folder, _translated():
+            found = self._client.download_artifacts(release.run_id, path, folder)
+            return Path(found).read_bytes()
 
     def note_decision(
         self, candidate: Candidate, decision: str, release: Release | None = None
@@ -424,18 +463,21 @@ def _translated() -> Iterator[None]:
     try:
         yield
     except MlflowException as err:
-        raise MlopsError(_in_words(err)) from err
+        raise MlopsError(_in_words(err.error_code, first_line(err))) from err
     except OSError as err:
+        # A server with accounts answers so where a file is asked for.
+        status = getattr(getattr(err, "response", None), "status_code", None)
+        if code := {401: "UNAUTHENTICATED", 403: "PERMISSION_DENIED"}.get(status or 0):
+            raise MlopsError(_in_words(code, first_line(err))) from err
         raise MlopsError(f"a model's files could not be read or written: {err}") from err
 
 
-def _in_words(err: Any) -> str:
-    said = first_line(err)
-    if err.error_code == "UNAUTHENTICATED" or "error code 401" in said:
+def _in_words(code: str, said: str) -> str:
+    if code == "UNAUTHENTICATED" or "error code 401" in said:
         return (
             "the tracking server did not accept the login; look at MLFLOW_TRACKING_USERNAME and "
             "MLFLOW_TRACKING_PASSWORD."
         )
-    if err.error_code == "PERMISSION_DENIED" or "error code 403" in said:
+    if code == "PERMISSION_DENIED" or "error code 403" in said:
         return f"the tracking server does not allow this login to do that: {said}"
     return f"the model registry did not do it: {said}"

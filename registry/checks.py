@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Final, Literal
@@ -12,7 +13,8 @@ from registry.evidence import Evidence, Measured
 from registry.interface import describe_interface, same_interface
 from registry.own_gates import ask_own
 from registry.paired import compare
-from registry.policy import Policy
+from registry.policy import Policy, Replays
+from registry.replayed import Replay
 
 Value = float | int | str | None
 
@@ -204,6 +206,40 @@ def _memory(evidence: Evidence, policy: Policy) -> Found | None:
     return _at_most(value, limit, _shown_bytes, "the memory to serve it")
 
 
+def _replayed(evidence: Evidence, policy: Policy) -> Found | None:
+    has_champion = evidence.champion is not None or evidence.champion_fault
+    if evidence.alias != "champion" or not has_champion:
+        return None
+    rule, replay = policy.replayed, evidence.replay
+    least = rule.min_agreement
+    expected = f"{_shown_percent(least)} of {rule.min_requests:,}"
+    if rule.max_p95_ms is not None:
+        expected += f", p95 {rule.max_p95_ms:g} ms"
+    if replay is None:
+        failure = (
+            "no replay beside the champion was reported: serve both with python -m registry.serve "
+            "--shadow, and name its report with --replayed"
+        )
+        return Found(None, least, "not replayed", expected, failure)
+    measured = _shown_replay(replay)
+    failure = evidence.replay_fault or _find_short(replay, rule)
+    return Found(replay.agreement, least, measured, expected, failure)
+
+
+def _find_short(replay: Replay, rule: Replays) -> str:
+    """Returns in what a replay falls short of a policy; "" where in nothing."""
+    short = []
+    if replay.n_requests < rule.min_requests:
+        short.append(f"{rule.min_requests:,} requests are asked for")
+    if replay.agreement < rule.min_agreement:
+        short.append(f"{_shown_percent(rule.min_agreement)} must agree")
+    if rule.max_p95_ms is not None and not (
+        replay.p95_ms is not None and replay.p95_ms <= rule.max_p95_ms
+    ):
+        short.append(f"p95 may be {rule.max_p95_ms:g} ms")
+    return f"replayed on {_shown_replay(replay)}: {', '.join(short)}" if short else ""
+
+
 def _dataset_known(evidence: Evidence, policy: Policy) -> Found | None:
     # A dataset that is not in the store has no test rows: there is no evidence then.
     digits = evidence.candidate.spec.dataset_fingerprint[:12]
@@ -254,6 +290,7 @@ CHECKS: Final[dict[str, Callable[[Evidence, Policy], Found | None]]] = {
     "size": _size,
     "latency": _latency,
     "memory": _memory,
+    "replayed": _replayed,
     "dataset_known": _dataset_known,
     "clean_commit": _clean_commit,
     "reproduced": _reproduced,
@@ -309,6 +346,19 @@ def _shown_bytes(n: int) -> str:
         if n >= size:
             return f"{n / size:.1f} {unit}"
     return f"{n / 1024:.1f} KiB"
+
+
+def _shown_replay(replay: Replay) -> str:
+    """As in "5,000 requests: agrees 99.2 %, p95 4 ms"."""
+    errors = f", {replay.n_errors:,} errors" if replay.n_errors else ""
+    p95 = "unknown" if replay.p95_ms is None else f"{replay.p95_ms:.3g} ms"
+    agrees = f"agrees {_shown_percent(replay.agreement)}"
+    return f"{replay.n_requests:,} requests: {agrees}{errors}, p95 {p95}"
+
+
+def _shown_percent(share: float) -> str:
+    """Rounded down: what falls short of a limit is not shown as the limit."""
+    return f"{math.floor(round(1e4 * share, 6)) / 100:g} %"
 
 
 def _shown_value(value: Value) -> str:

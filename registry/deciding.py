@@ -18,6 +18,7 @@ from registry.moves import count_decisions, present_holder
 from registry.probe import ModelFailedError
 from registry.publishing import Draft, publish
 from registry.releases import Verified, fetch_release, hash_files
+from registry.replayed import Replay, find_fault
 from registry.signing import UnverifiedError
 
 
@@ -88,6 +89,7 @@ class Deciding:
 
     Attributes:
         private: A folder of this process's own.
+        replay: What a server saw of the candidate beside the champion, if anybody says.
     """
 
     registry: Registry
@@ -95,6 +97,7 @@ class Deciding:
     alias: str
     propose: bool
     private: Path
+    replay: Replay | None = None
 
     def decide_on(self, candidate: Candidate | None) -> tuple[Promotion, Event | None]:
         """Returns what was done, and the move if the alias moved."""
@@ -176,15 +179,32 @@ class Deciding:
             champion_fault=fault or found.evidence.champion_fault,
             commit=read_commit(source.tags),
             reproduced=source.tags.get("mlops.reproduced"),
+            alias=self.alias,
+            replay=self.replay,
+            replay_fault=self._find_replay_fault(candidate, before, rival),
         )
         decision = decide(evidence, registry.policy)
-        if decision.outcome == "rejected":
-            return self._reject(candidate, holder, decision, notes, found), None
-        previous = None if holder is None else holder.version
         findings = replace(found, evidence=evidence)
+        if decision.outcome == "rejected":
+            return self._reject(candidate, holder, decision, notes, findings), None
+        previous = None if holder is None else holder.version
         now = None if champion is None else champion.version
         draft = Draft(candidate, source, folder, findings, decision, previous, now)
         return self._release(draft, notes)
+
+    def _find_replay_fault(
+        self, candidate: Candidate, files: dict[str, str], champion: Verified | None
+    ) -> str:
+        """Returns why the report is not about the release that this candidate has, or would get."""
+        if self.replay is None:
+            return ""
+        release = self.registry.catalog.find_release(candidate)
+        if release is None:
+            return find_fault(self.replay, None, champion)
+        found, fault = self._fetch(release, "replayed")
+        if found is not None and not found.holds(files):
+            return f"version {release.version} holds other bytes than the candidate does now"
+        return fault or find_fault(self.replay, found, champion)
 
     def _reject(
         self,
@@ -278,7 +298,9 @@ def _decided(candidate: Candidate, decision: Decision, found: Findings | None) -
     none where the model was not scored: then it did not use the test rows up.
     """
     spec = None if found is None else found.evidence.candidate.spec
+    replay = None if found is None else found.evidence.replay
     return {
+        **({} if replay is None else {"replayed": replay.to_json()}),
         "candidate": candidate.reference,
         "run_id": candidate.run_id,
         "dataset": None if spec is None else spec.dataset_fingerprint,

@@ -13,6 +13,7 @@ import numpy.typing as npt
 
 from mlops.evaluation import Score
 from mlops.packaging import ModelSpec
+from registry.replayed import Replay
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +94,9 @@ class Evidence:
         commit: The code it was trained from.
         reproduced: What a reproduction of its run found ("identical"); None where none was made.
         serving: What it takes to serve the candidate; None where that was not measured.
+        alias: What the candidate is to be given.
+        replay: What a server saw of the candidate beside the champion; None where nobody said.
+        replay_fault: Why that is not about this decision; "" where it is.
     """
 
     candidate: Measured
@@ -104,3 +108,6 @@ class Evidence:
     reproduced: str | None = None
     serving: Serving | None = None
     champion_fault: str = ""
+    alias: str = "champion"
+    replay: Replay | None = None
+    replay_fault: str = ""

@@ -26,6 +26,7 @@ Place = Literal[
     "proposed",
     "approved",
     "intent",
+    "record",
     "alias",
     "done",
     "noted",

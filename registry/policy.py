@@ -89,6 +89,9 @@ _READERS: Final[dict[str, Reader]] = {
     "p95_ms": _number(0.001),
     "memory_bytes": _whole(1, 2**60),
     "decisions": _whole(0, 2**31),
+    "min_requests": _whole(1, 2**60),
+    "min_agreement": _number(0.0, 1.0),
+    "max_p95_ms": _number(0.001),
     "command": _words,
     "attempts": _whole(1, 100),
     "timeout_s": _number(0.1, 86400.0),
@@ -202,6 +205,20 @@ class Decisions(Rule):
 
 
 @dataclass(frozen=True, slots=True)
+class Replays(Rule):
+    """What a challenger has shown beside the champion on real requests.
+
+    `min_requests`: so many at least. `min_agreement`: the least share that both answered alike, 0
+    to 1. `max_p95_ms`: the challenger's 95th percentile; not asked for without it.
+    """
+
+    on_failure: OnFailure = "off"
+    min_requests: int = 1000
+    min_agreement: float = 0.98
+    max_p95_ms: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Hook(_Table):
     """A command that is run after a move, without a shell."""
 
@@ -243,6 +260,7 @@ class Policy:
     size: Size = Size()
     latency: Latency = Latency()
     memory: Memory = Memory()
+    replayed: Replays = Replays()
     clean_commit: Rule = Rule("warn")
     reproduced: Rule = Rule("off")
     decisions_on_these_rows: Decisions = Decisions()

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
+from mlops.errors import UsageError
 from mlops.program import answer, answer_json, run_program, say
 from mlops.settings import Settings
 
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from registry.alias import Registry
     from registry.deciding import Promotion
     from registry.probe import Probed
+    from registry.replayed import Replay
 
 
 def promote(
@@ -33,6 +35,7 @@ def promote(
     version: int | None = None,
     alias: str = "champion",
     propose: bool = False,
+    replayed: Path | None = None,
 ) -> Promotion:
     """Decides on a candidate of `name` and, if every gate passes, gives its release the alias.
 
@@ -45,6 +48,8 @@ def promote(
         alias: What a release is given that passes. Every candidate is compared with the champion.
         propose: Make the release, and leave the alias to `registry.approve`. A policy that asks
             for two accounts has this done always.
+        replayed: What a server wrote about the candidate's release beside the champion, for the
+            gate of that name. Without `version` it says which candidate it is about.
 
     Raises:
         LeaseHeldError: another process is changing the model; says who.
@@ -58,15 +63,52 @@ def promote(
 
     check_alias(alias)
     name = name.removesuffix("-candidates")
+    replay = None if replayed is None else _open_replay(registry, name, alias, replayed)
+    if replay is not None and version is None:
+        version = _find_replayed(registry, replay)
     choose_candidate(registry.catalog.find_candidates(name), version)
     ensure_signing_key(registry.settings)
     with changing(registry, name, "promote"), tempfile.TemporaryDirectory(prefix="podium-") as own:
         candidate = choose_candidate(registry.catalog.find_candidates(name), version)
-        deciding = Deciding(registry, name, alias, propose, Path(own))
+        deciding = Deciding(registry, name, alias, propose, Path(own), replay)
         done, moved = deciding.decide_on(candidate)
     if moved is not None:
         run_after_move(registry, moved)
     return done
+
+
+def _open_replay(registry: Registry, name: str, alias: str, path: Path) -> Replay:
+    """Reads a report that a gate of this decision asks for."""
+    from registry.replayed import read_replay
+
+    if registry.policy.replayed.on_failure == "off":
+        raise UsageError(
+            "--replayed is given, and the policy leaves the gate replayed off; set on_failure = "
+            '"refuse" in [replayed] of the policy.'
+        )
+    if alias != "champion":
+        raise UsageError(
+            f"--replayed is given for the alias {alias}; a replay is asked for where a challenger "
+            "becomes champion. Leave it out."
+        )
+    replay = read_replay(path)
+    if replay.name != name:
+        raise UsageError(
+            f"{path} is a report about {replay.name[:80]!r}; expected one about {name}."
+        )
+    return replay
+
+
+def _find_replayed(registry: Registry, replay: Replay) -> int:
+    """Returns the candidate whose release a report is about; the gates look whether that is so."""
+    release = registry.catalog.get_release(replay.name, replay.challenger.version)
+    for candidate in registry.catalog.find_candidates(replay.name):
+        if candidate.reference == release.candidate:
+            return candidate.version
+    raise UsageError(
+        f"{replay.name} version {release.version} is of no candidate that is there; say which to "
+        "decide on with --version."
+    )
 
 
 @dataclass(frozen=True)
@@ -84,6 +126,9 @@ class Options:
     """What is demanded, as TOML; by default policy.toml in the home, else built-in limits."""
     propose: bool = False
     """Make the release, and leave the alias to python -m registry.approve."""
+    replayed: Path | None = None
+    """The report of python -m registry.serve NAME --shadow, for the gate replayed; without
+    --version it says which candidate is decided on."""
     json: bool = False
     """Print the decision as one JSON line."""
     debug: bool = False
@@ -96,7 +141,10 @@ def _main(options: Options) -> int:
 
     settings = Settings.from_env()
     with open_registry(settings, options.policy, probe=_probe_aloud) as registry:
-        done = promote(registry, options.name, options.version, options.alias, options.propose)
+        done = promote(
+            *(registry, options.name, options.version, options.alias, options.propose),
+            replayed=options.replayed,
+        )
         who = in_words(registry.actor)
     for note in done.notes:
         say(note)

@@ -55,7 +55,7 @@ def rollback(
     Raises:
         UnverifiedError: that release does not verify; the alias stays where it is.
         LeaseHeldError: another process is changing the model.
-        UsageError: there is no such model, version or alias.
+        UsageError: there is no such model, version or alias, or no key here to sign the move.
         RefusedError: that release was never promoted, and may not be without an approval.
         MlopsError: there is nothing to go back to.
     """
@@ -63,7 +63,7 @@ def rollback(
     from registry.hook import run_after_move
     from registry.moves import present_holder
     from registry.releases import fetch_release
-    from registry.signing import UnverifiedError
+    from registry.signing import UnverifiedError, get_signing_key
 
     check_alias(alias)
     with changing(registry, name, "rollback"):
@@ -83,6 +83,7 @@ def rollback(
         if holder is not None and holder.version == to == present_holder(events, alias):
             return Rollback(name, alias, to, to, moved=False)
         _check_promoted(registry, release, alias, events)
+        get_signing_key(registry.settings)
         with tempfile.TemporaryDirectory(prefix="podium-") as private:
             try:
                 found = fetch_release(

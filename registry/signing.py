@@ -11,7 +11,9 @@ a new key begins to sign while releases of the old one still verify.
 
 from __future__ import annotations
 
+import base64
 import hashlib
+import json
 import os
 import re
 from collections.abc import Sequence
@@ -23,7 +25,10 @@ from mlops.machine_lock import machine_lock
 from mlops.settings import Settings
 
 if TYPE_CHECKING:
-    from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePublicKey
+    from cryptography.hazmat.primitives.asymmetric.ec import (
+        EllipticCurvePrivateKey,
+        EllipticCurvePublicKey,
+    )
 
 SIGNATURE: Final = "model.sig"
 UNSIGNED: Final = (SIGNATURE, "registered_model_meta")
@@ -48,7 +53,27 @@ def ensure_signing_key(settings: Settings) -> Path:
         UsageError: there is no key and none may be made, or what it signs would not verify with
             the public keys of the settings.
     """
-    private = _find_private(settings)
+    return _checked(_find_private(settings), settings)
+
+
+def get_signing_key(settings: Settings) -> Path:
+    """Returns the private key that signs; makes none.
+
+    Raises:
+        UsageError: there is none here, or what it signs would not verify with the public keys of
+            the settings.
+    """
+    private = settings.signing_key
+    if not private.is_file():
+        raise UsageError(
+            f"there is no signing key at {str(private)!r}: who moves an alias signs the move, and "
+            "a server goes back to an older release only on such a signature. Set "
+            "MLOPS_SIGNING_KEY to yours."
+        )
+    return _checked(private, settings)
+
+
+def _checked(private: Path, settings: Settings) -> Path:
     if public_half(private) not in map(_read_public, settings.public_keys):
         raise UsageError(
             f"the public half of the signing key {str(private)!r} is none of MLOPS_PUBLIC_KEYS: "
@@ -114,6 +139,10 @@ def public_half(private: Path) -> bytes:
     Raises:
         UsageError: the file is no EC P-256 private key without a password.
     """
+    return _public_pem(_read_private(private).public_key())
+
+
+def _read_private(private: Path) -> EllipticCurvePrivateKey:
     from cryptography.hazmat.primitives import serialization
     from cryptography.hazmat.primitives.asymmetric import ec
 
@@ -126,7 +155,7 @@ def public_half(private: Path) -> bytes:
             f"the signing key {str(private)!r} cannot be used; expected an EC P-256 private key in "
             "PEM, without a password. Set MLOPS_SIGNING_KEY to one."
         )
-    return _public_pem(key.public_key())
+    return key
 
 
 def _public_pem(key: EllipticCurvePublicKey) -> bytes:
@@ -153,6 +182,42 @@ def sign(folder: Path, private: Path) -> None:
 
     config = signing.Config().use_elliptic_key_signer(private_key=private)
     config.set_hashing_config(_hashing()).sign(folder, folder / SIGNATURE)
+
+
+def sign_bytes(content: bytes, private: Path) -> bytes:
+    """Returns a detached signature: ECDSA on P-256 over SHA-256, and the key's id, as JSON.
+
+    Raises:
+        UsageError: the key cannot be used.
+    """
+    from cryptography.hazmat.primitives import hashes
+    from cryptography.hazmat.primitives.asymmetric import ec
+
+    key = _read_private(private)
+    signature = base64.b64encode(key.sign(content, ec.ECDSA(hashes.SHA256()))).decode()
+    named = {"key": key_id(_public_pem(key.public_key())), "signature": signature}
+    return json.dumps(named, sort_keys=True).encode()
+
+
+def verify_bytes(content: bytes, signature: bytes, keys: Sequence[Path]) -> bool:
+    """Tells whether any of the public keys made a signature of `sign_bytes` over the content.
+
+    Raises:
+        UsageError: a key file is missing or holds no key.
+    """
+    from cryptography.exceptions import InvalidSignature
+    from cryptography.hazmat.primitives import hashes, serialization
+    from cryptography.hazmat.primitives.asymmetric import ec
+
+    known = {key_id(pem): pem for pem in map(_read_public, keys)}
+    try:
+        named = json.loads(signature)
+        key: Any = serialization.load_pem_public_key(known[named["key"]])
+        der = base64.b64decode(named["signature"], validate=True)
+        key.verify(der, content, ec.ECDSA(hashes.SHA256()))
+    except (InvalidSignature, ValueError, KeyError, TypeError, RecursionError):
+        return False
+    return True
 
 
 def verify(folder: Path, keys: Sequence[Path]) -> str:

@@ -61,12 +61,12 @@ class Accounts:
         reply = requests.post(f"{self.url}/api/{path}", json=content, auth=ADMIN, timeout=60)
         assert reply.status_code == 200, reply.text
 
-    def let_edit(self, user: str, model: str) -> None:
+    def let_edit(self, user: str, what: str, kind: str = "registered_model") -> None:
         self.post(
             "3.0/mlflow/users/permissions/grant",
             username=user,
-            resource_type="registered_model",
-            resource_id=model,
+            resource_type=kind,
+            resource_id=what,
             permission="EDIT",
         )
 
@@ -358,6 +358,13 @@ def test_one_account_trains_another_proposes_and_a_third_approves(
     assert approve.main([NAME, "1"]) == 3
     assert "bob proposed it" in capsys.readouterr().err
 
+    login(EVE)  # who may move it, and not sign the move beside the release
+    assert approve.main([NAME, "1"]) == 1
+    assert "does not allow this login to do that" in capsys.readouterr().err
+    releases = open_store_client(team).get_experiment_by_name(f"{NAME}-releases")
+    for user in (ADA, EVE):
+        accounts.let_edit(user, releases.experiment_id, "experiment")
+
     login(ADA)  # an account that may not move the alias
     assert approve.main([NAME, "1"]) == 1
     (line,) = capsys.readouterr().err.splitlines()
@@ -377,6 +384,7 @@ def test_one_account_trains_another_proposes_and_a_third_approves(
     did = [(event.kind, event.actor.name) for event in events]
     assert did == [
         ("proposed", BOB),
+        *(("approved", EVE), ("intent", EVE), ("abandoned", EVE)),
         *(("approved", ADA), ("intent", ADA), ("abandoned", ADA)),
         *(("approved", EVE), ("intent", EVE), ("done", EVE)),
     ]

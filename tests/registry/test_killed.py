@@ -64,7 +64,7 @@ def test_killed_at_any_step_the_same_command_completes_it(
     assert promote(registry, NAME, version=2).decision == "unchanged"
 
 
-@pytest.mark.parametrize("place", ["intent", "alias", "done"])
+@pytest.mark.parametrize("place", ["intent", "record", "alias", "done"])
 def test_a_rollback_that_is_killed_is_completed_by_the_same_command(
     registry: Registry, settings: Settings, register: Register, place: str
 ) -> None:
@@ -80,7 +80,7 @@ def test_a_rollback_that_is_killed_is_completed_by_the_same_command(
     assert_sound(registry)
 
 
-@pytest.mark.parametrize("place", ["proposed", "approved", "intent", "alias", "done"])
+@pytest.mark.parametrize("place", ["proposed", "approved", "intent", "record", "alias", "done"])
 def test_a_proposal_that_is_killed_is_completed_by_the_same_command(
     registry: Registry, settings: Settings, register: Register, place: str
 ) -> None:
