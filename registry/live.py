@@ -1,0 +1,137 @@
+"""The model that follows an alias, inside the unchanged `mlflow models serve`.
+
+`registry.serve` writes a model folder that names this module as its loader. In each worker of the
+server it loads what the parent wants, follows the parent from then on, puts `invocations` in the
+place of MLflow's function of that name, and bounds the queue of requests. Where MLflow has no such
+function any more, MLflow's own goes on: slower, and with fewer checks.
+"""
+
+from __future__ import annotations
+
+import gc
+import inspect
+import logging
+import os
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+if TYPE_CHECKING:
+    from registry.serving.state import StateFolder
+    from registry.serving.worker import Worker
+
+_log = logging.getLogger(__name__)
+_PARAMETERS: Final = ["data", "content_type", "model", "input_schema"]
+_SERVER: Final = "mlflow.pyfunc.scoring_server"
+_SCORING: Final[tuple[str, ...]] = ("max_rows", "max_batch", "max_wait_ms")
+
+
+class LiveModel:
+    """Answers with the release that holds the alias now. Safe to call from many threads."""
+
+    def __init__(self, worker: Worker) -> None:
+        self._worker = worker
+
+    def predict(self, model_input: Any, params: Mapping[str, Any] | None = None) -> Any:
+        """Scores rows with the champion, as `mlops.scoring` says; MLflow calls this."""
+        return self._worker.answering.champion.predict(model_input, params)
+
+
+def _load_pyfunc(data_path: str, model_config: Mapping[str, Any] | None = None) -> LiveModel:
+    """Returns the live model, warm; MLflow calls this in each worker.
+
+    Args:
+        data_path: The model folder that `registry.serve` wrote.
+        model_config: `state`, the folder of `registry.serving.state`; `max_queue`; and what the
+            scoring runtime takes.
+    """
+    from registry.serving.loading import load_release
+    from registry.serving.metrics import WorkerMetrics
+    from registry.serving.shadow import Shadow
+    from registry.serving.state import StateFolder, Wanted
+    from registry.serving.worker import Worker
+
+    config = dict(model_config or {})
+    folder = StateFolder(Path(config["state"]))
+    scoring = {name: config[name] for name in _SCORING if name in config}
+    metrics = WorkerMetrics()
+
+    def load(wanted: Wanted) -> Any:
+        return load_release(wanted, scoring, metrics.on_batch)
+
+    if _is_server():
+        _import_heavy()
+    pid = os.getpid()
+    shadow = Shadow(lambda value: folder.write_shadow(pid, value), metrics.shadowed)
+    worker = Worker(folder, load, metrics.meter, shadow.offer, pid)
+    worker.start()
+    _enter_server(folder, worker, metrics, int(config.get("max_queue", 256)))
+    return LiveModel(worker)
+
+
+def _is_server() -> bool:
+    """Whether this is the scoring server, and not `mlflow models predict` or a person's Python."""
+    return f"{_SERVER}.app" in sys.modules
+
+
+def _import_heavy() -> None:
+    """Imports what every release needs and takes it out of the garbage collector's sight.
+
+    Before any network is there: what is frozen and in a cycle is never freed.
+    """
+    import keras  # noqa: F401
+    import pandas  # noqa: F401
+
+    gc.collect()
+    gc.freeze()
+
+
+def _enter_server(folder: StateFolder, worker: Worker, metrics: Any, max_queue: int) -> None:
+    """Takes the requests of the scoring server, if this process is one."""
+    from registry.serving.admission import request_executor
+    from registry.serving.worker import end_when_orphaned
+
+    if not _is_server():
+        worker.watch_in_thread()
+        return
+    executor = request_executor()
+    executor.most, executor.on_refusal = max_queue, metrics.overloaded
+    _take_invocations(worker, metrics)
+
+    def each_second() -> None:
+        metrics.queued(executor.waiting)
+        end_when_orphaned(folder)
+
+    worker.watch_in_thread(each_second)
+
+
+def _take_invocations(worker: Worker, metrics: Any) -> bool:
+    """Puts our function in the place of MLflow's, if that is what we know."""
+    from registry.serving.invocations import answer
+
+    server: Any = sys.modules[_SERVER]
+    if not is_known(server):
+        _log.warning(
+            "this mlflow reads requests otherwise: its own code goes on, slower and with fewer "
+            "checks"
+        )
+        return False
+    response: Any = server.InvocationsResponse
+
+    def invocations(data: bytes, content_type: str | None, model: Any, input_schema: Any) -> Any:
+        reply = answer(data, content_type, worker.answering, fell_back=metrics.fell_back)
+        return response(reply.body, reply.status, "application/json")
+
+    server.invocations = invocations
+    return True
+
+
+def is_known(server: Any) -> bool:
+    """Tells whether this MLflow's scoring server has the function that ours can stand for."""
+    theirs = getattr(server, "invocations", None)
+    return (
+        callable(theirs)
+        and list(inspect.signature(theirs).parameters) == _PARAMETERS
+        and getattr(server.InvocationsResponse, "_fields", ()) == ("response", "status", "mimetype")
+    )

@@ -1,0 +1,225 @@
+"""Prometheus metrics: what workers count in files that they share, and what the parent shows.
+
+A worker runs with PROMETHEUS_MULTIPROC_DIR set before prometheus_client is imported: its counters
+are then memory-mapped files, which outlive it, and the parent adds up those of all workers. What is
+known to the parent alone (versions, refusals, the registry) lies in its own memory.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import threading
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+if TYPE_CHECKING:
+    from prometheus_client import CollectorRegistry
+
+SECONDS: Final = (
+    *(0.0005, 0.001, 0.002, 0.003, 0.005, 0.0075, 0.01, 0.015, 0.02, 0.03, 0.05, 0.075),
+    *(0.1, 0.15, 0.2, 0.3, 0.5, 0.75, 1.0, 2.0, 5.0, 10.0),
+)
+ROWS: Final = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
+RESULTS: Final = ("ok", "bad_input", "failed", "overloaded")
+
+
+@dataclass(frozen=True, slots=True)
+class Meter:
+    """Counts the requests of one release in one role; its labels are looked up but once."""
+
+    ok: Callable[[], None]
+    bad_input: Callable[[], None]
+    failed: Callable[[], None]
+    seconds: Callable[[float], None]
+
+
+class WorkerMetrics:
+    """What one worker counts."""
+
+    def __init__(self) -> None:
+        from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+
+        mine = CollectorRegistry()
+        self._requests = Counter(
+            "podium_requests_total",
+            "Requests to /invocations, by the release that was asked.",
+            ["version", "result"],
+            registry=mine,
+        )
+        self._seconds = Histogram(
+            "podium_request_seconds",
+            "Time from a free thread to the answer's bytes.",
+            ["role"],
+            buckets=SECONDS,
+            registry=mine,
+        )
+        rows = Histogram(
+            "podium_batch_rows", "Rows of one forward pass.", buckets=ROWS, registry=mine
+        )
+        self._depth = Gauge(
+            "podium_queue_depth",
+            "Requests that wait for a thread.",
+            multiprocess_mode="livesum",
+            registry=mine,
+        )
+        self._fallbacks = Counter(
+            "podium_challenger_fallbacks_total",
+            "Requests that the challenger failed and the champion answered.",
+            registry=mine,
+        )
+        self._shadows = Counter(
+            "podium_shadow_requests_total",
+            "Requests that the challenger scored beside the champion.",
+            ["result"],
+            registry=mine,
+        )
+        self._shadow_seconds = Histogram(
+            "podium_shadow_seconds",
+            "Time that the challenger took for a request of the shadow.",
+            buckets=SECONDS,
+            registry=mine,
+        )
+        self.on_batch: Callable[[int], None] = rows.observe
+        self._overloaded = self._requests.labels("none", "overloaded").inc
+
+    def meter(self, version: int, role: str) -> Meter:
+        label = str(version)
+        ok, bad, failed = (self._requests.labels(label, result).inc for result in RESULTS[:3])
+        return Meter(ok, bad, failed, self._seconds.labels(role).observe)
+
+    def overloaded(self) -> None:
+        self._overloaded()
+
+    def fell_back(self) -> None:
+        self._fallbacks.inc()
+
+    def queued(self, n: int) -> None:
+        self._depth.set(n)
+
+    def shadowed(self, result: str, seconds: float) -> None:
+        self._shadows.labels(result).inc()
+        if result != "dropped":
+            self._shadow_seconds.observe(seconds)
+
+
+class Board:
+    """What the parent knows, and the text of everything."""
+
+    def __init__(self, folder: Path) -> None:
+        """`folder` is where the workers keep their counters."""
+        from prometheus_client import CollectorRegistry, Counter, Gauge, disable_created_metrics
+
+        quieter: Any = disable_created_metrics  # it has no types
+        quieter()
+        self._folder = folder
+        self._own = own = CollectorRegistry()
+
+        def gauge(name: str, what: str, labels: tuple[str, ...] = ()) -> Any:
+            return Gauge(name, what, labels, registry=own)
+
+        self.version = gauge("podium_model_version", "The version that answers.", ("role",))
+        self.loaded_at = gauge(
+            "podium_model_loaded_timestamp_seconds", "When all workers had it.", ("role",)
+        )
+        self.load_s = gauge(
+            "podium_model_load_seconds", "What loading took the slowest worker.", ("role",)
+        )
+        self.verifies = gauge(
+            "podium_release_verifies",
+            "Whether what answers verifies with the keys that are there now.",
+            ("role",),
+        )
+        self.reachable = gauge("podium_registry_reachable", "Whether the registry answers.")
+        self.workers = gauge("podium_workers", "Workers that answer.")
+        self.restarts = Counter(
+            "podium_server_restarts_total", "How often the server was started again.", registry=own
+        )
+        self.refused = Counter(
+            "podium_refused_releases_total",
+            "Releases that the alias pointed at and that were not served.",
+            ["reason"],
+            registry=own,
+        )
+        for reason in REFUSALS:
+            self.refused.labels(reason)
+
+    def text(self) -> bytes:
+        """Returns all metrics in Prometheus' text format."""
+        from prometheus_client import CollectorRegistry, generate_latest
+        from prometheus_client.multiprocess import MultiProcessCollector
+
+        shared: CollectorRegistry = CollectorRegistry()
+        if self._folder.is_dir():
+            collect: Any = MultiProcessCollector
+            collect(shared, path=str(self._folder))
+        return generate_latest(self._own) + generate_latest(shared)
+
+    def forget(self, pid: int) -> None:
+        """Drops the gauges of a dead worker; what it counted stays."""
+        from prometheus_client.multiprocess import mark_process_dead
+
+        if self._folder.is_dir():
+            forget: Any = mark_process_dead
+            forget(pid, str(self._folder))
+
+    def show(self, role: str, version: int | None, loaded_at: float, load_s: float) -> None:
+        """Sets what stands of a role; without a version it goes."""
+        if version is None:
+            for one in (self.version, self.loaded_at, self.load_s, self.verifies):
+                with contextlib.suppress(KeyError):
+                    one.remove(role)
+            return
+        self.version.labels(role).set(version)
+        self.loaded_at.labels(role).set(loaded_at)
+        self.load_s.labels(role).set(load_s)
+        self.verifies.labels(role).set(1)
+
+
+REFUSALS: Final = ("unverified", "unrecorded", "not_loaded")
+"""Why a release was refused: its bytes, the alias record, or what a worker met loading it."""
+
+
+def open_exposition(
+    host: str, port: int, pages: Mapping[str, Callable[[], Any]]
+) -> ThreadingHTTPServer:
+    """Serves pages by GET in threads of their own; bytes are Prometheus text, the rest is JSON.
+
+    Args:
+        pages: By path, as `/metrics`. One that returns None is answered with 404.
+
+    Raises:
+        OSError: the port cannot be had.
+    """
+
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+        timeout = 30
+
+        def do_GET(self) -> None:
+            page = pages.get(self.path.split("?", 1)[0])
+            value = None if page is None else page()
+            if isinstance(value, bytes):
+                self._send(200, "text/plain; version=0.0.4; charset=utf-8", value)
+            elif value is not None:
+                self._send(200, "application/json", json.dumps(value).encode())
+            else:
+                self._send(404, "text/plain", b"nothing here\n")
+
+        def _send(self, status: int, sort: str, content: bytes) -> None:
+            self.send_response(status)
+            self.send_header("Content-Type", sort)
+            self.send_header("Content-Length", str(len(content)))
+            self.end_headers()
+            self.wfile.write(content)
+
+        def log_message(self, format: str, *args: Any) -> None:
+            """Says nothing: a scrape every few seconds is no event."""
+
+    server = ThreadingHTTPServer((host, port), Handler)
+    server.daemon_threads = True
+    threading.Thread(target=server.serve_forever, name="metrics", daemon=True).start()
+    return server
