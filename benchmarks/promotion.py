@@ -23,6 +23,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from benchmarks.models import package, register
 from benchmarks.tables import print_aim, print_heading, print_rows
 from mlops.settings import Settings, quiet
 
@@ -67,17 +68,8 @@ def _prepare(settings: Settings, n: int) -> int:
     import keras
 
     from mlops.data import load_dataset
-    from mlops.dataset_store import open_dataset_store
-    from mlops.mlflow_store import (
-        ensure_experiment,
-        ensure_registered_model,
-        open_store_client,
-        upload,
-    )
-    from mlops.packaging import ModelSpec, build_model_folder, save_network
 
     dataset = load_dataset("digits")
-    open_dataset_store(settings.datasets_url).put(dataset)
     keras.utils.set_random_seed(0)
     rows = keras.Input(dataset.input.shape, dtype=dataset.input.dtype)
     hidden = keras.layers.Flatten()(keras.layers.Rescaling(1 / 16)(rows))
@@ -88,31 +80,8 @@ def _prepare(settings: Settings, n: int) -> int:
     x, y = dataset.part("train")
     network.fit(x, y, epochs=3, verbose=0)
     folder = settings.home / "model"
-    save_network(keras.Model(network.inputs, network.outputs), settings.home / "n.keras")
-    spec = ModelSpec(
-        task="classifier",
-        architecture="dnn",
-        input=dataset.input,
-        class_names=dataset.class_names,
-        dataset_name=dataset.name,
-        dataset_fingerprint=dataset.fingerprint,
-        likelihood=None,
-    )
-    build_model_folder(settings.home / "n.keras", spec, folder)
-    client = open_store_client(settings)
-    experiment = ensure_experiment(client, dataset.name)
-    ensure_registered_model(client, f"{NAME}-candidates")
-    for number in range(n):
-        run_id = client.create_run(experiment).info.run_id
-        upload(client, run_id, folder, "model")
-        tags = {
-            "mlops.architecture": "dnn",
-            "mlops.dataset_fingerprint": dataset.fingerprint,
-            "mlops.objective": "val_accuracy",
-            "mlops.value": repr(0.9 + number / 1000),
-        }
-        source = f"runs:/{run_id}/model"
-        client.create_model_version(f"{NAME}-candidates", source, run_id, tags=tags)
+    package(keras.Model(network.inputs, network.outputs), dataset, "dnn", folder)
+    register(settings, NAME, dataset, [folder] * n)
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
 

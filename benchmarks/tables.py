@@ -54,13 +54,17 @@ def print_table(
     )
 
 
-def print_aim(what: str, found: float | None, most: float) -> None:
-    """Prints an aim and whether it was hit; None is what could not be measured."""
-    if found is None:
-        print(f"- {what}: aim at most {most:g}, not measured.", flush=True)
+def print_aim(
+    what: str, found: float | None, most: float | None = None, *, least: float | None = None
+) -> None:
+    """Prints an aim, `most` or `least`, and whether it was hit; None could not be measured."""
+    limit = most if least is None else least
+    aim = f"aim at {'most' if least is None else 'least'} {limit:g}"
+    if found is None or limit is None:
+        print(f"- {what}: {aim}, not measured.", flush=True)
         return
-    verdict = "hit" if found <= most else "missed"
-    print(f"- {what}: {found:.3g}; aim at most {most:g}: {verdict}.", flush=True)
+    hit = found <= limit if least is None else found >= limit
+    print(f"- {what}: {found:.3g}; {aim}: {'hit' if hit else 'missed'}.", flush=True)
 
 
 def quantile(values: Sequence[float], share: float) -> float:
