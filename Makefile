@@ -8,7 +8,7 @@ PORT ?= 5001
 INSTALL := $(if $(shell command -v uv),uv pip install -q --python $(BIN)/python,$(BIN)/python -m pip install -q --disable-pip-version-check)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup sweep ui promote serve test test-system faults faults-registry lint bench bench-scale lock
+.PHONY: help setup sweep ui promote serve test test-system faults faults-registry lint bench bench-serving bench-scale lock
 
 help:         ## List the jobs.
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 18
@@ -24,8 +24,8 @@ ui: $(BIN)/.ready     ## Open the tracking server and its UI until Ctrl-C.
 promote: $(BIN)/.ready  ## Make the best candidate of NAME (digits-classifier) the champion.
 	$(BIN)/python -m registry.promote $(NAME) $(ARGS)
 
-serve: $(BIN)/.ready  ## Serve NAME's champion on PORT (5001) with stock mlflow, from the embedded store.
-	PATH="$(CURDIR)/$(BIN):$$PATH" MLFLOW_DISABLE_TELEMETRY=true MLFLOW_TRACKING_URI="$${MLFLOW_TRACKING_URI:-sqlite:///$${MLOPS_HOME:-$(CURDIR)/.mlops}/mlflow.db}" mlflow models serve -m "models:/$(NAME)@champion" --env-manager local --port $(PORT)
+serve: $(BIN)/.ready  ## Serve NAME's champion on PORT (5001), and follow its alias; ARGS go on to the program.
+	$(BIN)/python -m registry.serve $(NAME) --port $(PORT) $(ARGS)
 
 test: $(BIN)/.dev     ## Run the tests that need nothing but Python.
 	$(BIN)/python -m pytest -q -n 2 --dist loadgroup -m "not system" $(ARGS)
@@ -44,7 +44,10 @@ lint: $(BIN)/.dev     ## Check style, types and the direction of imports.
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy && $(BIN)/lint-imports --no-cache
 
 bench: $(BIN)/.dev    ## Run the benchmarks and print their tables.
-	PATH="$(CURDIR)/$(BIN):$$PATH" sh -c 'for one in sweep threads tracking serving baselines promotion; do python -m benchmarks.$$one || exit 1; done'
+	PATH="$(CURDIR)/$(BIN):$$PATH" sh -c 'for one in sweep threads tracking baselines promotion; do python -m benchmarks.$$one || exit 1; done'
+
+bench-serving: $(BIN)/.dev  ## Measure serving: servers side by side, alias moves and faults, ten minutes of load (needs wrk).
+	PATH="$(CURDIR)/$(BIN):$$PATH" sh -c 'for one in serving rollover soak; do python -m benchmarks.$$one || exit 1; done'
 
 bench-scale: $(BIN)/.dev  ## Run 10,000 trials of a millisecond and print what they cost; ARGS="--trials 1000" for fewer.
 	PATH="$(CURDIR)/$(BIN):$$PATH" python -m benchmarks.scale $(ARGS)

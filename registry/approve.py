@@ -195,7 +195,7 @@ class Options:
 def _main(options: Options) -> int:
     from registry.actor import in_words
     from registry.alias import open_registry
-    from registry.promote import serve_command
+    from registry.promote import serve_lines
 
     settings = Settings.from_env()
     with open_registry(settings, options.policy) as registry:
@@ -211,7 +211,7 @@ def _main(options: Options) -> int:
         answer(
             f"{done.name} version {done.version} is {done.alias}: proposed by "
             f"{in_words(done.proposer)}, approved by {who}.\n"
-            f"Serve it:\n  {serve_command(done.name, done.alias, settings)}"
+            + "\n".join(serve_lines(done.name, done.alias, settings))
         )
     return 0
 

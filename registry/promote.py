@@ -206,8 +206,20 @@ def _say_promoted(done: Promotion, settings: Settings) -> list[str]:
     return [
         f"{done.name} version {done.version} is {done.alias}: candidate {done.candidate_version}, "
         f"{done.reason}.",
-        "Serve it:",
-        "  " + serve_command(done.name, done.alias, settings),
+        *serve_lines(done.name, done.alias, settings),
+    ]
+
+
+def serve_lines(name: str, alias: str, settings: Settings) -> list[str]:
+    """Returns the two commands that serve what holds an alias, told to a person."""
+    from mlops.program import command_line
+
+    what = name if alias == "champion" else f"{name}@{alias}"
+    return [
+        "Serve it, and whatever replaces it:",
+        "  " + command_line("python", "-m", "registry.serve", what),
+        "Or this release alone, with stock MLflow:",
+        "  " + serve_command(name, alias, settings),
     ]
 
 

@@ -25,6 +25,7 @@ def serve_command(swept: Swept) -> str:
     done = swept.type(swept.printed_command("registry.promote digits-classifier"))
     assert done.returncode == 0, done.stderr
     assert "digits-classifier version 1 is champion" in done.stdout
+    assert "\n  python -m registry.serve digits-classifier\n" in done.stdout
     (line,) = [line.strip() for line in done.stdout.splitlines() if "models serve" in line]
     return line
 
@@ -86,6 +87,7 @@ def test_the_readme_shows_the_commands_that_the_programs_print(
     for command in (
         swept.printed_command("registry.promote digits-classifier"),
         swept.printed_command("mlops.server").split(" --port")[0],  # 5000 was taken
+        "python -m registry.serve digits-classifier",
         serve_command,
     ):
         assert bare(command) in readme, bare(command)

@@ -20,6 +20,7 @@ from registry.serving.invocations import Answering, Loaded, Reply, answer
 from registry.serving.metrics import Meter
 from registry.serving.shadow import Offer
 from tests.packaged_models import KINDS, MARK, Packaged, bad_bodies, build, http_forms
+from tests.serving.bodies import BODIES
 
 JSON = "application/json"
 RAGGED = (400, "ragged")
@@ -167,16 +168,8 @@ def test_a_parameter_that_is_not_known_is_refused(models: dict[str, Both]) -> No
     assert (reply.status, code_of(reply)) == (400, "unknown_key")
 
 
-VALUES = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
-    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=4), inner),
-    max_leaves=12,
-)
-KEYS = st.sampled_from(["inputs", "instances", "dataframe_split", "dataframe_records", "params"])
-
-
 @settings(deadline=None, max_examples=300, suppress_health_check=SHARED)
-@given(st.sampled_from(KINDS), st.dictionaries(KEYS, VALUES, max_size=2))
+@given(st.sampled_from(KINDS), BODIES)
 def test_no_json_whatever_it_holds_makes_the_server_fail(
     models: dict[str, Both], kind: str, body: dict[str, Any]
 ) -> None:

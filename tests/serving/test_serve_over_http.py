@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, given, settings
 
 from registry.alias import Registry, open_registry
 from registry.golden import Golden
@@ -22,6 +23,7 @@ from registry.promote import promote
 from registry.replayed import read_replay
 from registry.rollback import rollback
 from tests.registry.sides import NAME, Sides, probe_sides
+from tests.serving.bodies import BODIES
 from tests.serving.conftest import promote_next
 from tests.serving.served import ROW, Clients, Served, group_is_gone, start
 
@@ -104,6 +106,20 @@ def test_what_a_caller_did_wrong_is_named_and_not_repeated(
     assert set(said) == {"code", "message", "field"}
     assert said["code"] == code, said
     assert "71234567" not in text
+
+
+@settings(
+    deadline=None, max_examples=200, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(body=BODIES)
+def test_whatever_json_holds_it_is_answered_or_refused(
+    served: Served, body: dict[str, Any]
+) -> None:
+    status, text = served.post(body)
+    assert status in (200, 400), text
+    assert "Traceback" not in text
+    wanted = {"predictions", "model_version"} if status == 200 else {"code", "message", "field"}
+    assert set(json.loads(text)) == wanted
 
 
 @pytest.mark.parametrize(
