@@ -92,15 +92,26 @@ def predict(
     body = json.dumps({"inputs": texts, **({"params": params} if params else {})}).encode()
     sent = {"Content-Type": "application/json", **(headers or {})}
     status, content = _asked(server, body, sent, timeout_s, retries)
-    return _answer(url, status, content)
+    return _answer(_place(server), status, content)
 
 
 def _server(url: str) -> SplitResult:
-    parts = urlsplit(url)
+    # Without the URL, and without Python's own words for it: it may hold a password.
+    wrong = "no server's URL; expected http://HOST:PORT."
+    try:
+        parts = urlsplit(url)
+        _ = parts.port  # read now: only this checks it
+    except ValueError:
+        raise ValueError(wrong) from None
     if parts.scheme not in _CLASSES or not parts.hostname:
-        raise ValueError(f"no server's URL; expected http://HOST:PORT, got {url!r}.")
+        raise ValueError(wrong)
     path = parts.path.rstrip("/")
     return parts._replace(path=path if path.endswith("/invocations") else f"{path}/invocations")
+
+
+def _place(server: SplitResult) -> str:
+    """Returns the host and the port; not the URL's user and password."""
+    return server.netloc.rpartition("@")[2]
 
 
 def _rows(array: Any) -> Sequence[npt.NDArray[Any]]:
@@ -142,14 +153,14 @@ def _asked(
             return response.status, response.read()
         except TimeoutError as err:
             connection.close()
-            raise PredictionError(f"{server.netloc} gave no answer in {timeout_s} s.") from err
+            raise PredictionError(f"{_place(server)} gave no answer in {timeout_s} s.") from err
         except (OSError, http.client.HTTPException) as err:
             connection.close()
             if was_open:  # servers close what is idle for seconds: that is no failure
                 continue
             if failures >= retries:
                 wrong = str(err) or type(err).__name__
-                raise PredictionError(f"{server.netloc} cannot be reached: {wrong}.") from err
+                raise PredictionError(f"{_place(server)} cannot be reached: {wrong}.") from err
         time.sleep(FIRST_WAIT_S * 2**failures)
         failures += 1
 
@@ -183,23 +194,41 @@ def _connection(server: SplitResult, timeout_s: float) -> http.client.HTTPConnec
     return kept.connection
 
 
-def _answer(url: str, status: int, content: bytes) -> Any:
+def _answer(place: str, status: int, content: bytes) -> Any:
     try:
         value = json.loads(content)
-    except ValueError:
+    except (ValueError, RecursionError):
         value = None
     if status != 200:
-        raise _refused(url, status, value if isinstance(value, dict) else {})
-    if not isinstance(value, dict) or "predictions" not in value:
-        raise PredictionError(f"{url} answered something else than predictions.", status)
-    predictions = value["predictions"]
-    if predictions and isinstance(predictions[0], dict):
+        raise _refused(place, status, value if isinstance(value, dict) else {})
+    predictions = value.get("predictions") if isinstance(value, dict) else None
+    if _are_all(predictions, dict):
         return predictions
-    return np.asarray(predictions, np.float32)
+    array = _probabilities(predictions)
+    if array is None:
+        raise PredictionError(f"{place} answered something else than predictions.", status)
+    return array
 
 
-def _refused(url: str, status: int, error: Mapping[str, Any]) -> PredictionError:
+def _are_all(values: Any, *types: type) -> bool:
+    return isinstance(values, list) and len(values) > 0 and set(map(type, values)) <= set(types)
+
+
+def _probabilities(rows: Any) -> npt.NDArray[np.float32] | None:
+    """Returns lists of numbers of one length as an array (n, classes); None of anything else."""
+    if not _are_all(rows, list) or len(set(map(len, rows))) > 1:
+        return None
+    if not all(_are_all(row, int, float) for row in rows):
+        return None
+    try:
+        with np.errstate(over="ignore"):
+            return np.asarray(rows, np.float32)
+    except OverflowError:
+        return None
+
+
+def _refused(place: str, status: int, error: Mapping[str, Any]) -> PredictionError:
     # MLflow's own errors call it error_code.
     code = error.get("code", error.get("error_code"))
-    message = error.get("message") or f"{url} answered with status {status}."
+    message = error.get("message") or f"{place} answered with status {status}."
     return PredictionError(str(message), status, code, error.get("field"))

@@ -45,7 +45,8 @@ stack trace. The status is 400 but where a word says otherwise:
   where raw values belong; a parameter that is neither true nor false.
 - not_finite: the network's answer to these numbers is NaN or infinite.
 - model_failed (500): the network failed.
-- overloaded (503): the server has too much to do; it did not look at the request.
+- overloaded (503): the server has too much to do; it did not look at the request, or had no time
+  left to explain it.
 """
 
 from __future__ import annotations
@@ -60,8 +61,9 @@ import logging
 import math
 import numbers
 import threading
+import time
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -77,6 +79,11 @@ CHUNK_ROWS: Final = 1024
 
 MAX_EXPLAINED: Final = 64
 """Most rows of a request that asks for explanations: each costs as much as hundreds of others."""
+
+EXPLAINED_AT_ONCE: Final = 2
+"""Most requests that are explained at a time: each keeps one of the server's threads."""
+EXPLAIN_S: Final = 30.0
+"""Seconds after which no further row of a request is explained: nobody waits for it any more."""
 
 STEPS: Final = 128
 """Points of the path from the baseline to a row at which an explanation takes the gradient."""
@@ -572,10 +579,11 @@ class _Rows:
         array = self._from_plain(rows)
         if array is not None:
             return self._cast(array)
-        if not self.takes_bools:  # numpy makes numbers of them, and text of numbers beside text
-            for index, row in enumerate(rows):
-                if wrong := _not_a_number(row):
-                    _refuse("not_a_number", wrong, index)
+        # numpy makes numbers of bools, and text of numbers beside text, each as long as the longest
+        for index, row in enumerate(rows):
+            wrong = _not_a_number(row)
+            if wrong == _IS_TEXT or (wrong and not self.takes_bools):
+                _refuse("not_a_number", wrong, index)
         try:
             array = np.asarray(rows)
         except (ValueError, TypeError, OverflowError):
@@ -584,7 +592,13 @@ class _Rows:
 
     def _from_records(self, rows: Sequence[Mapping[Any, Any]]) -> npt.NDArray[Any]:
         # Without pandas, which raises what it likes of text that is no Unicode.
-        columns = list(_columns_of(rows).values())
+        names = rows[0].keys()
+        for index, row in enumerate(rows):
+            if row.keys() != names:
+                _refuse("ragged", "has other names than row 0", index)
+        if len(names) != 1:
+            self._check_width(len(names))
+        columns = list(_columns_of(rows, len(names)).values())
         if len(columns) == 1:
             array = self._from_single(columns[0].tolist())
             if array is not None:
@@ -616,7 +630,7 @@ class _Rows:
         parsed = []
         for index, row in enumerate(rows):
             try:
-                array = np.asarray(row)
+                array = np.asarray(row, object if _has_text(row) else None)
             except (ValueError, TypeError, OverflowError):
                 _refuse("ragged", "is ragged, or not made of numbers", index)
             try:
@@ -870,7 +884,7 @@ class _TableRows(_Rows):
 
     def _from_list(self, rows: Sequence[Any]) -> npt.NDArray[Any]:
         if rows and all(isinstance(row, Mapping) for row in rows):
-            return self._from_columns(_columns_of(rows))
+            return self._from_columns(_columns_of(rows, len(self.names) + _MORE_NAMES))
         if rows and not self.is_plain and all(isinstance(row, (list, tuple)) for row in rows):
             return self._from_nested(rows)  # an array would make text of numbers beside text
         return super()._from_list(rows)
@@ -906,6 +920,7 @@ class _TableRows(_Rows):
         if not len(frame):
             return self._no_rows()
         names = list(frame.columns)
+        _refuse_odd_names(names)
         if names == list(range(len(names))):  # no names at all
             if len(names) in (1, self.size) and len(names) != len(self.names):
                 return super()._from_frame(frame)
@@ -929,6 +944,7 @@ class _TableRows(_Rows):
 
     def _from_cells(self, names: Sequence[Any], cells: Sequence[Any]) -> npt.NDArray[Any]:
         """Encodes columns, each a Series or a flat array."""
+        _refuse_odd_names(names)
         self._check_names(names)
         found = dict(zip(names, cells, strict=True))
         for column in self.columns:
@@ -950,11 +966,11 @@ class _TableRows(_Rows):
             are = "columns {} are" if len(missing) > 1 else "column {} is"
             wrong = f"{are.format(', '.join(missing[:5]) + more)} missing"
             _refuse("missing_key", wrong, field=f"columns.{absent[0]}")
-        for name in names:
-            if name not in own:
-                # Only when all others are there: the "names" of a CSV without a header are data.
-                wrong = f"column {str(name)[:40]!r} is not one of this model's"
-                _refuse("unknown_key", wrong, field=f"columns.{str(name)[:40]}")
+        n_unknown = sum(name not in own for name in names)
+        if n_unknown:
+            # Without their names: those of a CSV without a header are data.
+            are = "a column is" if n_unknown == 1 else f"{n_unknown} columns are"
+            _refuse("unknown_key", f"{are} not of this model's", field="columns")
         if len(names) != len(self.names):
             twice = next(name for i, name in enumerate(names) if name in names[:i])
             _refuse("unknown_key", f"column {twice!r} is there twice", field=f"columns.{twice}")
@@ -972,13 +988,32 @@ def _is_nested(value: Any) -> bool:
     return isinstance(value, (list, tuple)) or (isinstance(value, np.ndarray) and value.ndim > 0)
 
 
+def _refuse_odd_names(names: Iterable[Any]) -> None:
+    """Refuses names that may not even be compared."""
+    if not all(isinstance(name, (str, numbers.Real)) for name in names):
+        _refuse("wrong_type", "a column's name is neither text nor a number", field="columns")
+
+
 def _is_text_list(array: npt.NDArray[Any]) -> bool:
     return array.ndim == 1 and len(array) > 0 and isinstance(array[0], (str, bytes))
 
 
-def _columns_of(records: Sequence[Mapping[Any, Any]]) -> dict[Any, npt.NDArray[Any]]:
-    """Returns records as columns; a cell that only some records have is None in the others."""
-    names = dict.fromkeys(name for record in records for name in record)
+_MORE_NAMES: Final = 16
+"""How many more names than the model has columns records may have: each becomes a column."""
+
+
+def _columns_of(records: Sequence[Mapping[Any, Any]], most: int) -> dict[Any, npt.NDArray[Any]]:
+    """Returns records as columns; a cell that only some records have is None in the others.
+
+    Args:
+        most: How many names there may be.
+    """
+    names: dict[Any, None] = {}
+    for record in records:
+        names.update(dict.fromkeys(record))
+        if len(names) > most:
+            wrong = "the input's rows have more names than this model has columns"
+            _refuse("unknown_key", wrong, field="columns")
     return {
         name: _objects((record.get(name) for record in records), len(records)) for name in names
     }
@@ -1041,20 +1076,32 @@ def _bytes_of(cells: list[Any]) -> npt.NDArray[np.uint8] | None:
 
 
 def _not_a_number(row: Any) -> str | None:
-    """Says what in nested lists is no number, if anything is; without recursion, however deep."""
+    """Says what in nested lists is no number, if anything is: text before all else."""
+    found = None
+    for value in _leaves(row):
+        kind = value.dtype.kind if isinstance(value, np.ndarray) else None
+        if isinstance(value, (str, bytes)) or kind in ("U", "S"):
+            return _IS_TEXT
+        if isinstance(value, (bool, np.bool_)) or kind == "b":
+            found = found or _IS_BOOL
+        if value is None:
+            found = found or _IS_NULL
+    return found
+
+
+def _has_text(row: Any) -> bool:
+    return any(isinstance(value, (str, bytes)) for value in _leaves(row))
+
+
+def _leaves(row: Any) -> Iterator[Any]:
+    """Yields what nested lists hold, not what lists of numbers only hold; without recursion."""
     levels = [row]
     while levels:
         value = levels.pop()
-        kind = value.dtype.kind if isinstance(value, np.ndarray) else None
-        if isinstance(value, (bool, np.bool_)) or kind == "b":
-            return _IS_BOOL
-        if isinstance(value, (str, bytes)) or kind in ("U", "S"):
-            return _IS_TEXT
-        if value is None:
-            return _IS_NULL
-        if isinstance(value, (list, tuple)) and not set(map(type, value)) <= {int, float}:
+        if not isinstance(value, (list, tuple)):
+            yield value
+        elif not set(map(type, value)) <= {int, float}:
             levels.extend(value)
-    return None
 
 
 def _number(value: Any) -> float:
@@ -1137,14 +1184,14 @@ class _Batches:
         self._is_led = False
 
     def score(self, rows: npt.NDArray[Any]) -> Floats:
-        """Returns the scores of `rows`; whatever the pass raises, each request in it raises."""
+        """Returns the scores of `rows`, or raises what the forward pass raises of them."""
         if len(rows) >= self._max_batch:
             return self._score(rows)
         request = _Request(rows)
         if self._join(request):
             request.turn.acquire()
         if request.scores is None and request.error is None:
-            self._lead()
+            self._lead(request)
         if request.error is not None:
             raise request.error
         assert request.scores is not None
@@ -1162,28 +1209,45 @@ class _Batches:
             self._arrived.notify()
             return True
 
-    def _lead(self) -> None:
+    def _lead(self, own: _Request) -> None:
         """Answers those that wait, as many as fit, and hands the lead on."""
-        batch = self._take()
+        batch: list[_Request] = []
         try:
-            rows = [request.rows for request in batch]
-            scores = self._score(np.concatenate(rows) if len(rows) > 1 else rows[0])
-            start = 0
-            for request in batch:
-                request.scores = scores[start : start + len(request.rows)]
-                start += len(request.rows)
+            self._take(batch)
+            self._answer(batch)
         except BaseException as err:  # nobody may wait for ever
-            for request in batch:
-                request.error = err
+            for request in {*batch, own}:
+                if request.scores is None and request.error is None:
+                    request.error = err
         with self._lock:
+            if own.error is not None and own in self._waiting:  # it was not even taken
+                self._waiting.remove(own)
+                self._n_rows -= len(own.rows)
             successor = self._waiting[0] if self._waiting else None
             self._is_led = successor is not None
         for request in ([successor] if successor else []) + batch:
             if request.turn.locked():
                 request.turn.release()
 
-    def _take(self) -> list[_Request]:
-        batch: list[_Request] = []
+    def _answer(self, batch: Sequence[_Request]) -> None:
+        """Scores requests in one pass; where that fails each alone, to find whose fault it is."""
+        rows = [request.rows for request in batch]
+        try:
+            scores = self._score(np.concatenate(rows) if len(rows) > 1 else rows[0])
+        except Exception as err:
+            if len(batch) == 1:
+                batch[0].error = err
+                return
+            for request in batch:
+                self._answer([request])
+            return
+        start = 0
+        for request in batch:
+            request.scores = scores[start : start + len(request.rows)]
+            start += len(request.rows)
+
+    def _take(self, batch: list[_Request]) -> None:
+        """Puts those that are next into `batch`."""
         with self._lock:
             if self._max_wait_s:
                 self._arrived.wait_for(lambda: self._n_rows >= self._max_batch, self._max_wait_s)
@@ -1191,8 +1255,7 @@ class _Batches:
             while self._waiting and n + len(self._waiting[0].rows) <= self._max_batch:
                 batch.append(self._waiting.popleft())
                 n += len(batch[-1].rows)
-            self._n_rows -= n
-        return batch
+                self._n_rows -= len(batch[-1].rows)
 
 
 # Answers out.
@@ -1252,15 +1315,21 @@ class _Model:
         Raises:
             MlflowException: One that `scoring_error` made.
         """
+        deadline = time.monotonic() + EXPLAIN_S
         try:
             options = _options(params)
             self._check_number(model_input, options.explain)
-            rows = self._rows.parse(model_input)
-            if not len(rows):
-                _refuse("empty", "the input has no rows")
-            scores = self._scores(rows)
-            answers = self._answers(scores, options)
-            return self._explained(rows, scores, answers) if options.explain else answers
+            with _room_to_explain() if options.explain else contextlib.nullcontext():
+                rows = self._rows.parse(model_input)
+                if not len(rows):
+                    _refuse("empty", "the input has no rows")
+                scores = self._scores(rows)
+                answers = self._answers(scores, options)
+                if options.explain:
+                    return self._explained(rows, scores, answers, deadline)
+                return answers
+        except _OverloadedError as err:
+            raise scoring_error("overloaded", str(err), "params.explain") from None
         except _BadInputError as err:
             sentence = f"The input cannot be scored: {err}; expected {self._rows.expected}."
             raise scoring_error(err.code, sentence, err.field) from None
@@ -1313,14 +1382,26 @@ class _Model:
             return np.stack([error, kl, error + kl], axis=1)
 
     def _explained(
-        self, rows: npt.NDArray[Any], scores: Floats, answers: list[dict[str, Any]]
+        self,
+        rows: npt.NDArray[Any],
+        scores: Floats,
+        answers: list[dict[str, Any]],
+        deadline: float,
     ) -> list[dict[str, Any]]:
-        """Returns the answers with the integrated gradients of each row."""
+        """Returns the answers with the integrated gradients of each row.
+
+        Raises:
+            _OverloadedError: The monotonic clock passed `deadline` before the last row.
+        """
         baselines = self._rows.baseline(rows)
         # Of a VAE the only target is the anomaly score.
         targets = scores.argmax(axis=1) if self._task == "classifier" else np.zeros(len(rows), int)
         key = "baseline_probability" if self._task == "classifier" else "baseline_anomaly_score"
         for index, answer in enumerate(answers):
+            if time.monotonic() > deadline:
+                raise _OverloadedError(
+                    f"The rows could not be explained in {EXPLAIN_S:g} s; expected fewer rows."
+                )
             attributions, before = self._gradients.integrated(
                 rows[index].astype(np.float32), baselines[index], int(targets[index])
             )
@@ -1329,6 +1410,27 @@ class _Model:
             answer["attributions"] = self._rows.attributed(rows[index], attributions)
             answer[key] = before
         return answers
+
+
+class _OverloadedError(Exception):
+    """There is no room or time for an explanation."""
+
+
+_explaining = threading.BoundedSemaphore(EXPLAINED_AT_ONCE)
+
+
+@contextlib.contextmanager
+def _room_to_explain() -> Iterator[None]:
+    """Keeps one of the places of explained requests; raises _OverloadedError if none is free."""
+    if not _explaining.acquire(blocking=False):
+        raise _OverloadedError(
+            f"{EXPLAINED_AT_ONCE} requests are being explained, which is the most at a time; "
+            "expected one without an explanation, or later."
+        )
+    try:
+        yield
+    finally:
+        _explaining.release()
 
 
 @dataclass(frozen=True, slots=True)

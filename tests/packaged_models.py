@@ -393,7 +393,10 @@ def bad_bodies(kind: str) -> Bodies:
         records = [{"width": 1.0, "height": MARK}]
         bodies["a missing column"] = ({"dataframe_records": records}, "column 'mass' is missing")
         records = [{"width": 1.0, "height": 2.0, "mass": MARK, "colour": 3.0}]
-        bodies["an extra column"] = ({"dataframe_records": records}, "'colour'")
+        bodies["an extra column"] = (
+            {"dataframe_records": records},
+            "a column is not of this model",
+        )
         null_at_0 = [{"width": None, "height": 2.0, "mass": MARK}]
         bodies["null by name"] = (
             {"dataframe_records": null_at_0},
@@ -420,7 +423,7 @@ def _bad_cells() -> Bodies:
         ),
         "a missing column in columns": ({"inputs": {"weight": [MARK]}}, "'colour', 'island' are"),
         "what was expected": ({"dataframe_records": without}, expected),
-        "an extra column": (changed(size=MARK), "column 'size' is not one"),
+        "an extra column": (changed(size=MARK), "a column is not of this model"),
         "a missing number": (changed(weight=None), "row 1 lacks a value in column 'weight'"),
         "a missing category": (changed(island=None), "row 1 lacks a value in column 'island'"),
         "an empty category": (changed(island=""), "row 1 lacks a value in column 'island'"),
@@ -450,7 +453,7 @@ def _bad_steps() -> Bodies:
         "no steps": (steps(good, []), "row 1 has shape (0,)"),
         "another width": (steps([[MARK, 1.0, 2.0]]), "row 0 has shape (1, 3)"),
         "null": (steps(good, [[MARK, None]]), "row 1 holds null"),
-        "text": (steps(good, [[MARK, "x"]]), "row 1 holds something else than numbers"),
+        "text": (steps(good, [[MARK, "x"]]), "row 1 holds text where a number was expected"),
         "a ragged step": (steps(good, [[1.0, MARK], [1.0]]), "row 1 is ragged"),
         "infinity": (steps(good, [[math.inf, 2.0]]), "row 1 holds NaN, infinity"),
         "a number": ({"inputs": MARK}, "expected float32 sequences of 1 to 5 steps and 2 features"),

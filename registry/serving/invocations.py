@@ -7,11 +7,17 @@ invalid JSON, and puts the request into its error messages.
 
 An error is `{"code", "message", "field"}`. Codes of this file: bad_json, ambiguous_input,
 missing_key, unknown_key, wrong_type, unsupported_media_type, bad_csv, bad_parquet; the scoring
-runtime has the others.
+runtime has the others. Not of this file: what takes longer than the server's time limit MLflow
+itself answers, with status 504 and plain text.
+
+A short body must not become a large table: most cells of one that is filled up (a column that one
+record has, a line of CSV that is cut short), or that is stored once for many (Parquet), are not in
+the body. So no table is made of more than `MAX_CELLS` cells beyond the bytes of its body.
 """
 
 from __future__ import annotations
 
+import csv
 import io
 import json
 import logging
@@ -30,6 +36,15 @@ FORMS: Final = ("inputs", "instances", "dataframe_split", "dataframe_records")
 JSON: Final = "application/json"
 CSV: Final = "text/csv"
 PARQUET: Final = "application/vnd.apache.parquet"
+
+MAX_CELLS: Final = 4_000_000
+"""Most cells of a table that its body does not hold; pandas takes up to 17 bytes for each."""
+MAX_COLUMNS: Final = 20_000
+"""Most columns of CSV; of 50,000 pandas takes seconds to read one line."""
+MAX_DOUBTFUL_NAMES: Final = 1000
+"""Most columns of CSV of which two may have the same name; of 50,000 pandas takes a minute."""
+MAX_DECODED: Final = 64 * 2**20
+"""Most bytes of the text of a Parquet file beyond 8 times the file's."""
 
 _log = logging.getLogger(__name__)
 
@@ -78,8 +93,16 @@ class Answering:
 
 @dataclass(frozen=True, slots=True)
 class Reply:
+    """`code` is that of an error, and None of an answer."""
+
     status: int
     body: bytes
+    code: str | None = None
+
+    @property
+    def is_the_models_fault(self) -> bool:
+        """Whether another model might answer the same request."""
+        return self.status >= 500 or self.code == "not_finite"
 
 
 def answer(
@@ -104,9 +127,9 @@ def answer(
         rows, params = read_request(content, content_type)
     except RefusedRequestError as err:
         chosen.meter.bad_input()
-        return Reply(err.status, orjson.dumps(err.body))
+        return Reply(err.status, orjson.dumps(err.body), err.body["code"])
     reply = _ask(chosen, rows, params, answering)
-    if reply.status >= 500 and chosen is not answering.champion:
+    if reply.is_the_models_fault and chosen is not answering.champion:
         fell_back()
         chosen = answering.champion
         reply = _ask(chosen, rows, params, answering)
@@ -124,7 +147,10 @@ def _ask(chosen: Loaded, rows: Any, params: Any, answering: Answering) -> Reply:
         )
     except Exception as err:
         reply = _failure(err)
-        (chosen.meter.failed if reply.status >= 500 else chosen.meter.bad_input)()
+        # That the champion gives no finite answer is taken for the rows' fault.
+        is_champion = chosen is answering.champion
+        has_failed = reply.status >= 500 if is_champion else reply.is_the_models_fault
+        (chosen.meter.failed if has_failed else chosen.meter.bad_input)()
         return reply
     chosen.meter.ok()
     other = answering.challenger
@@ -150,15 +176,15 @@ def _failure(err: Exception) -> Reply:
         _log.error("answering failed: %s", type(err).__name__)
         message = "The model could not score this input."
         body = {"code": "model_failed", "message": message, "field": None}
-        return Reply(500, orjson.dumps(body))
+        return Reply(500, orjson.dumps(body), "model_failed")
     number = int(status())
     if hasattr(err, "to_json"):
-        return Reply(number, err.to_json().encode())
+        return Reply(number, err.to_json().encode(), getattr(err, "code", None))
     said = json.loads(tell())
     # Releases from before the codes say `error_code` instead.
     code = said.get("code") or ("bad_input" if number < 500 else "model_failed")
     body = {"code": code, "message": said.get("message", ""), "field": said.get("field")}
-    return Reply(number, orjson.dumps(body))
+    return Reply(number, orjson.dumps(body), code)
 
 
 def read_request(content: bytes, content_type: str | None) -> tuple[Any, Any]:
@@ -220,7 +246,8 @@ def _read_json(content: bytes) -> tuple[Any, Any]:
         )
     (form,) = forms
     rows = value[form]
-    return _FRAMES[form](rows) if form in _FRAMES else rows, _params(value.get("params"))
+    params = _params(value.get("params"))
+    return _FRAMES[form](rows, len(content)) if form in _FRAMES else rows, params
 
 
 def _params(params: Any) -> Any:
@@ -233,7 +260,7 @@ def _names() -> str:
     return ", ".join(FORMS)
 
 
-def _from_split(value: Any) -> Any:
+def _from_split(value: Any, n_bytes: int) -> Any:
     import pandas as pd
 
     keys = {"columns", "data", "index"}
@@ -244,15 +271,28 @@ def _from_split(value: Any) -> Any:
             "neither.",
             "dataframe_split",
         )
-    try:
-        return pd.DataFrame(
-            data=value["data"], columns=value.get("columns"), index=value.get("index")
+    rows, columns, index = value["data"], value.get("columns"), value.get("index")
+    if not all(isinstance(part, list) for part in (rows, columns or [], index or [])):
+        raise RefusedRequestError(
+            "wrong_type", "A part of dataframe_split is no list; expected lists.", "dataframe_split"
         )
+    if not all(isinstance(name, (str, int, float)) for name in columns or ()):
+        raise RefusedRequestError(
+            "wrong_type",
+            "A column's name is neither text nor a number; expected names as text.",
+            "dataframe_split.columns",
+        )
+    # What the rows are called is of no use to a model.
+    if index is not None and len(index) != len(rows):
+        raise _no_table("dataframe_split")
+    _check_cells(rows, n_bytes, "dataframe_split", len(columns or ()))
+    try:
+        return pd.DataFrame(data=rows, columns=columns)
     except Exception:  # of rows that make no table pandas raises many types
         raise _no_table("dataframe_split") from None
 
 
-def _from_records(value: Any) -> Any:
+def _from_records(value: Any, n_bytes: int) -> Any:
     import pandas as pd
 
     if not isinstance(value, list):
@@ -261,10 +301,42 @@ def _from_records(value: Any) -> Any:
             "dataframe_records is no list; expected a list of records.",
             "dataframe_records",
         )
+    _check_cells(value, n_bytes, "dataframe_records")
     try:
         return pd.DataFrame(data=value)
     except Exception:
         raise _no_table("dataframe_records") from None
+
+
+def _check_cells(rows: list[Any], n_bytes: int, form: str, width: int = 0) -> None:
+    """Refuses rows that pandas would fill up to a table much larger than the request.
+
+    Args:
+        n_bytes: Of the request.
+        form: What the rows came in.
+        width: Of the table at least.
+    """
+    names: set[str] = set()
+    n_records = 0
+    for row in rows:
+        if isinstance(row, dict):
+            n_records += 1
+            names.update(row)
+        elif isinstance(row, list):
+            width = max(width, len(row))
+    if 0 < n_records < len(rows):  # pandas reads records even of lists then
+        raise _no_table(form)
+    if len(rows) * max(width, len(names)) > n_bytes + MAX_CELLS:
+        raise _too_sparse(form)
+
+
+def _too_sparse(form: str | None = None) -> RefusedRequestError:
+    return RefusedRequestError(
+        "too_many_rows",
+        "The request makes a table that is much larger than itself; expected rows that hold most "
+        "of the columns, or fewer rows.",
+        form,
+    )
 
 
 def _no_table(form: str) -> RefusedRequestError:
@@ -273,7 +345,7 @@ def _no_table(form: str) -> RefusedRequestError:
     )
 
 
-_FRAMES: Final[Mapping[str, Callable[[Any], Any]]] = {
+_FRAMES: Final[Mapping[str, Callable[[Any, int], Any]]] = {
     "dataframe_split": _from_split,
     "dataframe_records": _from_records,
 }
@@ -283,19 +355,102 @@ def _read_csv(content: bytes) -> Any:
     import pandas as pd
 
     try:
-        return pd.read_csv(io.StringIO(content.decode("utf-8")))
+        text = content.decode("utf-8")
+        _check_header(text)
+        n_lines = text.count("\n") + text.count("\r") + 1
+        most = len(content) + MAX_CELLS
+        if n_lines * (text.count(",") + 1) <= most or n_lines * _csv_width(text) <= most:
+            return pd.read_csv(io.StringIO(text))
     except Exception:
         raise RefusedRequestError(
-            "bad_csv", "The request is no CSV; expected UTF-8 with a line of column names."
+            "bad_csv",
+            "The request is no CSV; expected UTF-8 with a line of column names that differ, "
+            f"{MAX_COLUMNS} at most.",
         ) from None
+    raise _too_sparse()
+
+
+def _csv_width(text: str) -> int:
+    """Returns how many columns the table has: its first line says so."""
+    import pandas as pd
+
+    first = pd.read_csv(io.StringIO(text), nrows=1)
+    return int(first.shape[1] + first.index.nlevels)  # what is more than the names is an index
+
+
+def _check_header(text: str) -> None:
+    """Refuses what takes pandas long: very many names, or many of which some are equal."""
+    lines = csv.reader(io.StringIO(text, newline=""))
+    # pandas skips blank lines too.
+    header = next((line for line in lines if len(line) > 1 or "".join(line).strip()), [])
+    names = {name or f"Unnamed: {index}" for index, name in enumerate(header)}
+    most = MAX_COLUMNS if len(names) == len(header) else MAX_DOUBTFUL_NAMES
+    if len(header) > most:
+        raise ValueError("too many names")
 
 
 def _read_parquet(content: bytes) -> Any:
     import pandas as pd
 
     try:
-        return pd.read_parquet(io.BytesIO(content))
+        if not _is_bomb(content):
+            return pd.read_parquet(io.BytesIO(content))
     except Exception:
         raise RefusedRequestError(
             "bad_parquet", "The request is no Parquet file; expected one of a table."
         ) from None
+    raise _too_sparse()
+
+
+def _is_bomb(content: bytes) -> bool:
+    """Whether a Parquet file holds much more than its bytes: the same again and again."""
+    import pyarrow.parquet as pq
+
+    meta = pq.ParquetFile(io.BytesIO(content)).metadata
+    columns = [meta.schema.column(k) for k in range(meta.num_columns)]
+    chunks = [
+        (column, meta.row_group(i).column(k))
+        for i in range(meta.num_row_groups)
+        for k, column in enumerate(columns)
+    ]
+    n_cells = max(meta.num_rows * len(columns), sum(chunk.num_values for _, chunk in chunks))
+    most = 8 * len(content) + MAX_DECODED
+    stored = sum(chunk.total_uncompressed_size for _, chunk in chunks)
+    fixed = sum(max(column.length, 0) * chunk.num_values for column, chunk in chunks)
+    if n_cells > len(content) + MAX_CELLS or stored > most or fixed > most:
+        return True
+    texts = [(column, chunk) for column, chunk in chunks if chunk.physical_type == "BYTE_ARRAY"]
+    # Each cell as large as all that its column stores, at most.
+    if sum(chunk.num_values * chunk.total_uncompressed_size for _, chunk in texts) <= most:
+        return False
+    if any(column.path != column.name for column, _ in texts):
+        return True  # text within lists: no model takes it
+    return _has_more_text(content, [chunk for _, chunk in texts], most)
+
+
+def _has_more_text(content: bytes, chunks: list[Any], most: int) -> bool:
+    """Whether the cells of columns of text have more than so many bytes; does not make them."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+    import pyarrow.parquet as pq
+
+    paths = {chunk.path_in_schema for chunk in chunks}
+    # This encoding stores of a text what differs from the one before, and no text again: such
+    # texts are made, a few at a time.
+    partly = {chunk.path_in_schema for chunk in chunks if "DELTA_BYTE_ARRAY" in chunk.encodings}
+    n_rows = 1024
+    if partly:
+        longest = max(chunk.total_uncompressed_size for chunk in chunks)
+        n_rows = max(1, min(n_rows, MAX_DECODED // 8 // longest))
+    file = pq.ParquetFile(io.BytesIO(content), read_dictionary=sorted(paths - partly))
+    total = 0
+    for batch in file.iter_batches(n_rows, columns=sorted(paths)):
+        for column in batch.columns:
+            if pa.types.is_dictionary(column.type):
+                lengths = pc.take(pc.binary_length(column.dictionary), column.indices)
+                total += pc.sum(lengths).as_py() or 0
+            else:
+                total += column.nbytes
+        if total > most:
+            return True
+    return False

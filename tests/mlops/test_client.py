@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+import traceback
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
@@ -136,6 +137,35 @@ def test_a_url_that_is_none_is_refused(url: str) -> None:
         predict(url, np.zeros((1, 2), np.float32))
 
 
+@pytest.mark.parametrize(
+    "url", ["ftp://me:secret@host", "http://me:sec/ret@host", "http://me:secret@host:port"]
+)
+def test_no_password_is_repeated_of_a_url_that_is_none(url: str) -> None:
+    with pytest.raises(ValueError, match="no server's URL; expected") as caught:
+        predict(url, np.zeros((1, 2), np.float32))
+    trace = "".join(traceback.format_exception_only(caught.value))
+    assert "sec" not in trace and caught.value.__cause__ is None
+    assert caught.value.__context__ is None or caught.value.__suppress_context__
+
+
+def test_no_password_of_the_url_is_repeated(server: Server) -> None:
+    rows = np.zeros((1, 2), np.float32)
+    place = server.url.removeprefix("http://")
+    url = f"http://me:secret@{place}"
+    said = []
+    for status, value in ((200, b"x"), (502, b"")):
+        server.answer = lambda body, status=status, value=value: (status, value)  # type: ignore[misc]
+        with pytest.raises(PredictionError) as caught:
+            predict(url, rows)
+        said.append(str(caught.value))
+    server.drops = 5
+    with pytest.raises(PredictionError) as caught:
+        predict(url, rows, retries=0)
+    said.append(str(caught.value))
+    for sentence in said:
+        assert "secret" not in sentence and place in sentence
+
+
 def test_labels_explanations_and_headers_are_asked_for(server: Server) -> None:
     found = [{"label": "a", "probabilities": [1.0], "attributions": [0.5]}]
     server.answer = lambda body: (200, {"predictions": found})
@@ -164,6 +194,37 @@ def test_labels_explanations_and_headers_are_asked_for(server: Server) -> None:
         (502, b"<html>Bad gateway</html>", None, None, "answered with status 502"),
         (302, b"", None, None, "answered with status 302"),
         (200, b"<html>", None, None, "something else than predictions"),
+        *(
+            (200, {"predictions": value}, None, None, "something else than predictions")
+            for value in (
+                None,
+                {},
+                {"a": 1},
+                "x",
+                [],
+                1.5,
+                [None],
+                ["x"],
+                [["x"]],
+                [["0.5"]],
+                [[None]],
+                [[True]],
+                [[]],
+                [[0.5], [0.5, 0.5]],
+                [[[0.5]]],
+                [{"label": "a"}, [0.5]],
+                [[0.5], {"label": "a"}],
+                [[10**400]],
+            )
+        ),
+        (200, [[0.5]], None, None, "something else than predictions"),
+        pytest.param(
+            *(200, b'{"predictions": ' + b"[" * 100_000, None, None, "else than predictions"),
+            id="deep predictions",
+        ),
+        pytest.param(
+            *(500, b"[" * 100_000, None, None, "answered with status 500"), id="a deep error"
+        ),
     ],
 )
 def test_what_the_server_refuses_is_said_and_not_asked_again(

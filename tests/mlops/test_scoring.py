@@ -14,6 +14,7 @@ import struct
 import sys
 import threading
 import time
+import tracemalloc
 import zlib
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -29,6 +30,8 @@ from hypothesis import strategies as st
 from mlops.packaging import load_model
 from mlops.scoring import (
     CHUNK_ROWS,
+    EXPLAIN_S,
+    EXPLAINED_AT_ONCE,
     MAX_EXPLAINED,
     MAX_PIXELS,
     STATUS,
@@ -389,7 +392,7 @@ BAD: list[tuple[str, Any, str, str | None]] = [
     ("table", [[1.0, 2.0, 3.0], [1.0, math.inf, 3.0]], "out_of_range", "rows[1].height"),
     ("mixed", mixed_rows(weight=math.inf), "out_of_range", "rows[1].weight"),
     ("mixed", {"weight": [MARK]}, "missing_key", "columns.age"),
-    ("mixed", mixed_rows(size=MARK), "unknown_key", "columns.size"),
+    ("mixed", mixed_rows(size=MARK), "unknown_key", "columns"),
     ("sequence", [f"!{MARK}"], "not_base64", "rows[0]"),
     ("mixed", mixed_rows(colour=[MARK]), "wrong_type", "rows[1].colour"),
     ("mixed", mixed_rows(island=None), "wrong_type", "rows[1].island"),
@@ -657,19 +660,29 @@ def test_a_large_request_waits_for_nobody() -> None:
         assert (first.result(30).shape, large.result(30).shape) == ((1, 1), (4, 1))
 
 
-def test_what_a_pass_raises_reaches_each_of_its_requests_and_no_other() -> None:
+def test_a_request_that_makes_its_pass_fail_fails_alone() -> None:
     held = Held()
     with ThreadPoolExecutor(8) as pool:
         first = pool.submit(held.batches.score, ones(0))
         held.started.wait(30)
-        failing = [pool.submit(held.batches.score, ones(value)) for value in (1, -1, 2)]
+        good, bad, other = (pool.submit(held.batches.score, ones(value)) for value in (1, -1, 2))
         held.wait_for(3)
         held.free.set()
-        for future in failing:
-            with pytest.raises(RuntimeError, match="negative"):
-                future.result(30)
-        assert first.result(30).tolist() == [[0]]
+        with pytest.raises(RuntimeError, match="negative"):
+            bad.result(30)
+        answers = [future.result(30).tolist() for future in (first, good, other)]
+    assert answers == [[[0]], [[2]], [[4]]]
+    assert held.passes == [1, 3, 1, 1, 1]
     assert held.batches.score(ones(3)).tolist() == [[6]]
+
+
+def test_a_leader_that_fails_while_it_waits_for_more_leaves_nobody_waiting() -> None:
+    batches = _Batches(lambda rows: rows * 2.0, 8, 1e30)  # longer than a lock can wait
+    with ThreadPoolExecutor(2) as pool:
+        for future in [pool.submit(batches.score, ones(i)) for i in range(4)]:
+            with pytest.raises(OverflowError):
+                future.result(10)
+    assert (batches._n_rows, len(batches._waiting), batches._is_led) == (0, 0, False)
 
 
 def test_a_pass_waits_for_more_rows_where_it_is_told_to() -> None:
@@ -829,6 +842,100 @@ def test_only_so_many_rows_are_explained_at_a_time(
     assert code == "too_many_rows"
     assert "it has 65 rows, more than the 64 of a request with an explanation" in sentence
     assert len(model.predict(rows[1:], params={"explain": True})) == MAX_EXPLAINED
+
+
+def test_only_two_requests_are_explained_at_a_time_and_scores_go_on(
+    models: dict[str, tuple[Packaged, Any]],
+) -> None:
+    packaged, _ = models["table"]
+    model = reopened(packaged, max_batch=1)  # each has a pass of its own
+    free, inside = threading.Event(), threading.Semaphore(0)
+    held = iter(range(2))
+
+    def hold(_: int) -> None:
+        if next(held, None) is not None:
+            inside.release()
+            free.wait(30)
+
+    model.on_batch = hold
+    explain = {"explain": True}
+    with ThreadPoolExecutor(2) as pool:
+        slow = [pool.submit(model.predict, packaged.rows, explain) for _ in range(2)]
+        try:
+            for _ in slow:
+                assert inside.acquire(timeout=30)
+            code, field, sentence = refusal(model, packaged.rows, explain=True)
+            scores = model.predict(packaged.rows)
+        finally:
+            free.set()
+        assert [len(future.result(30)) for future in slow] == [4, 4]
+    assert (code, field) == ("overloaded", "params.explain")
+    assert f"{EXPLAINED_AT_ONCE} requests are being explained" in sentence
+    np.testing.assert_allclose(scores, packaged.outputs[0], atol=1e-6)
+    refusal(model, [["x"]], explain=True)  # gives its place back too
+    assert len(model.predict(packaged.rows, explain)) == 4
+
+
+def test_no_row_is_explained_when_nobody_waits_for_it_any_more(
+    models: dict[str, tuple[Packaged, Any]],
+) -> None:
+    packaged, loaded = models["table"]
+    model = loaded.get_raw_model()
+    scores = model.predict(packaged.rows)
+    answers = model.predict(packaged.rows, {"labels": True})
+    with pytest.raises(Exception, match=rf"could not be explained in {EXPLAIN_S:g} s"):
+        model._explained(packaged.features, scores, answers, time.monotonic() - 1)
+    assert "attributions" not in answers[0]
+
+
+LONG = "a" * 100_000
+BOMBS: dict[str, tuple[str, Any, str]] = {
+    "a long text in a table of numbers": (
+        "table",
+        [[LONG, "b", "b"], *[["b"] * 3] * 2000],
+        "not_a_number",
+    ),
+    "a long text among numbers": ("mixed", [LONG, *[1] * 2000], "not_a_number"),
+    "a long text in a row": ("mixed", [[LONG, *["b"] * 6000]], "wrong_shape"),
+    "a long text in a step": ("ragged", [[[LONG, *["b"] * 6000]]], "not_a_number"),
+    "a name a record": ("table", [{f"k{i}": 1} for i in range(8000)], "unknown_key"),
+    "a name a record of an image": (
+        "image_uint8",
+        [{f"k{i}": 1} for i in range(8000)],
+        "ragged",
+    ),
+}
+
+
+@pytest.mark.parametrize("bomb", BOMBS)
+def test_a_short_request_takes_little_memory(bomb: str) -> None:
+    kind, data, code = BOMBS[bomb]
+    rows = _rows_for(spec_of(kind).input.to_json())
+    tracemalloc.start()
+    try:
+        with pytest.raises(ValueError) as caught:
+            rows.parse(data)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert caught.value.code == code  # type: ignore[attr-defined]
+    assert peak < 4e6
+
+
+@pytest.mark.parametrize("kind", ["table", "mixed"])
+def test_names_that_are_none_are_refused_and_no_name_is_repeated(
+    models: dict[str, tuple[Packaged, Any]], kind: str
+) -> None:
+    import pandas as pd
+
+    packaged, model = models[kind]
+    names = [column.name for column in packaged.spec.input.columns or ()]
+    odd = pd.DataFrame([[1.0] * len(names)], columns=pd.Index([{"a": 1}, *names[1:]], dtype=object))
+    assert refusal(model, odd)[:2] == ("wrong_type", "columns")
+    more = columns_of(packaged.rows, packaged.spec) | {str(MARK): [1.0] * 4, "b": [1.0] * 4}
+    code, field, sentence = refusal(model, more)
+    assert (code, field) == ("unknown_key", "columns")
+    assert "2 columns are not of this model's" in sentence
 
 
 def test_an_answer_that_is_not_finite_is_an_error(models: dict[str, tuple[Packaged, Any]]) -> None:

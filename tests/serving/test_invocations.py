@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import json
 import threading
+import tracemalloc
 from collections import Counter
 from dataclasses import dataclass, field
 from types import SimpleNamespace
@@ -11,11 +13,14 @@ from typing import Any
 
 import mlflow.pyfunc
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from mlflow.pyfunc import scoring_server
 
+from mlops.scoring import scoring_error
 from registry.serving.invocations import Answering, Loaded, Reply, answer
 from registry.serving.metrics import Meter
 from registry.serving.shadow import Offer
@@ -135,7 +140,17 @@ def test_what_the_model_refuses_is_answered_with_400_and_no_echo(
             400,
             "ragged",
         ),
+        (
+            b'{"dataframe_split": {"columns": [{"a": 71234567.25}, "b"], "data": [[1, 2]]}}',
+            JSON,
+            400,
+            "wrong_type",
+        ),
+        (b'{"dataframe_split": {"columns": "ab", "data": [[1, 2]]}}', JSON, 400, "wrong_type"),
+        (b'{"dataframe_split": {"data": {"a": 71234567.25}}}', JSON, 400, "wrong_type"),
+        (b'{"dataframe_split": {"data": [[1]], "index": [1, 2]}}', JSON, 400, "ragged"),
         (b'{"dataframe_records": {"a": 1}}', JSON, 400, "wrong_type"),
+        (b'{"dataframe_records": [{"a": 1}, [["b", 71234567.25]]]}', JSON, 400, "ragged"),
         (b'a,b\n1\n"71234567.25', "text/csv", 400, "bad_csv"),
         (b"\xff\xfe71234567.25", "text/csv", 400, "bad_csv"),
         (b"", "text/csv", 400, "bad_csv"),
@@ -147,6 +162,122 @@ def test_what_fails_before_the_model_has_a_code_and_no_echo(
 ) -> None:
     reply = ask(models["table"], content, content_type)
     assert (reply.status, code_of(reply)) == (status, code)
+
+
+def wide(n: int) -> str:
+    return ",".join(f"c{i}" for i in range(n))
+
+
+def parquet(table: Any, **options: Any) -> bytes:
+    file = io.BytesIO()
+    pq.write_table(table, file, **options)
+    return file.getvalue()
+
+
+def repeated(text: str, n: int) -> Any:
+    return pa.DictionaryArray.from_arrays(np.zeros(n, np.int32), [text])
+
+
+PARQUET = "application/vnd.apache.parquet"
+LARGE = (400, "too_many_rows")
+BOMBS: dict[str, tuple[str, bytes, tuple[int, str]]] = {
+    "a name a record": (
+        JSON,
+        json.dumps({"dataframe_records": [{f"k{i}": 1} for i in range(8000)]}).encode(),
+        LARGE,
+    ),
+    "one long row": (
+        JSON,
+        json.dumps({"dataframe_split": {"data": [[1] * 8000, *[[1]] * 8000]}}).encode(),
+        LARGE,
+    ),
+    "short lines": ("text/csv", (wide(8000) + "\n" + "1\n" * 20_000).encode(), LARGE),
+    "short lines of another end": (
+        "text/csv",
+        (wide(8000) + "\r" + "1\r" * 20_000).encode(),
+        LARGE,
+    ),
+    "a long line after the first": (
+        "text/csv",
+        ("a,b\n" + "1," * 8000 + "\n" + "1\n" * 20_000).encode(),
+        LARGE,
+    ),
+    "equal names": ("text/csv", b"a," * 50_000 + b"\n1\n", (400, "bad_csv")),
+    "no names": ("text/csv", b"," * 100_000 + b"\n1\n", (400, "bad_csv")),
+    "a number again and again": (
+        PARQUET,
+        parquet(pa.table({"width": np.ones(5_000_000, np.uint8)})),
+        LARGE,
+    ),
+    "a list of a number again and again": (
+        PARQUET,
+        parquet(pa.table({"width": pa.array([np.ones(5_000_000, np.uint8)])})),
+        LARGE,
+    ),
+    "a text again and again": (
+        PARQUET,
+        parquet(pa.table({"width": repeated("a" * 100_000, 20_000)})),
+        LARGE,
+    ),
+    "a text again and again in a list": (
+        PARQUET,
+        parquet(
+            pa.table({"w": pa.ListArray.from_arrays([0, 2000], repeated("a" * 100_000, 2000))})
+        ),
+        LARGE,
+    ),
+    "a text that begins as the one before": (
+        PARQUET,
+        parquet(
+            pa.table({"width": [f"{'a' * 100_000}{i}" for i in range(1000)]}),
+            use_dictionary=False,
+            column_encoding="DELTA_BYTE_ARRAY",
+        ),
+        LARGE,
+    ),
+    "bytes of one width": (
+        PARQUET,
+        parquet(pa.table({"width": pa.array([b"a" * 10**6] * 100, pa.binary(10**6))})),
+        LARGE,
+    ),
+    "packed bytes": (
+        PARQUET,
+        parquet(pa.table({"w": [b"a" * 80_000_000]}), use_dictionary=False, compression="zstd"),
+        LARGE,
+    ),
+}
+
+
+@pytest.mark.parametrize("bomb", BOMBS)
+def test_a_short_request_makes_no_large_table(models: dict[str, Both], bomb: str) -> None:
+    content_type, content, expected = BOMBS[bomb]
+    assert len(content) < 300_000
+    ask(models["table"], b"a,b\n1,2\n", "text/csv")  # imports
+    arrow_before = pa.default_memory_pool().max_memory()
+    tracemalloc.start()
+    try:
+        reply = ask(models["table"], content, content_type)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert (reply.status, code_of(reply)) == expected
+    assert peak < 20e6
+    assert pa.default_memory_pool().max_memory() - arrow_before < 20e6
+
+
+def test_a_sparse_table_of_some_size_is_read(models: dict[str, Both]) -> None:
+    both = models["mixed"]
+    columns = {
+        "weight": np.ones(10_000),
+        "age": np.ones(10_000),
+        "colour": ["red", "green"] * 5000,
+        "island": ["3", "Dream"] * 5000,
+    }
+    assert ask(both, parquet(pa.table(columns)), PARQUET).status == 200
+    texts = [np.random.default_rng(i).bytes(48) for i in range(3000)]
+    for options in ({}, {"use_dictionary": False, "column_encoding": "DELTA_BYTE_ARRAY"}):
+        content = parquet(pa.table({"file": texts}), **options)
+        assert ask(models["image_uint8"], content, PARQUET).status == 200
 
 
 def test_a_charset_of_utf_8_is_taken(models: dict[str, Both]) -> None:
@@ -224,6 +355,24 @@ def test_where_the_challenger_fails_the_champion_answers() -> None:
     reply = answer(BODY, JSON, answering, fell_back=lambda: fallbacks.append(1))
     assert (reply.status, json.loads(reply.body)["model_version"]) == (200, 7)
     assert (challenger.seen["failed"], champion.seen["ok"], fallbacks) == (1, 1, [1])
+
+
+def test_where_only_the_challenger_has_no_finite_answer_the_champion_answers() -> None:
+    champion, challenger, fallbacks = Counted(), Counted(), []
+
+    def overflows(rows: Any, params: Any) -> Any:
+        raise scoring_error("not_finite", "A sentence.", "rows[0]")
+
+    answering = Answering(
+        loaded(answers(0.9), 7, champion), loaded(overflows, 8, challenger), share=1.0
+    )
+    reply = answer(BODY, JSON, answering, fell_back=lambda: fallbacks.append(1))
+    assert (reply.status, json.loads(reply.body)["model_version"]) == (200, 7)
+    assert (challenger.seen["failed"], challenger.seen["bad_input"]) == (1, 0)
+    assert (champion.seen["ok"], fallbacks) == (1, [1])
+    both = Answering(loaded(overflows, 7, champion), loaded(overflows, 8, challenger), share=1.0)
+    reply = answer(BODY, JSON, both)
+    assert (reply.status, code_of(reply), champion.seen["bad_input"]) == (400, "not_finite", 1)
 
 
 def test_what_the_caller_did_wrong_is_the_challengers_answer_too(models: dict[str, Both]) -> None:
