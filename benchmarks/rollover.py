@@ -440,7 +440,8 @@ def _poison(stage: _Stage) -> str:
     network, kept = folder / "data" / "model.keras", stage.place / "kept"
     shutil.copy(network, kept)
     # What was fetched once, and verified, is not fetched again.
-    shutil.rmtree(stage.state.release(int(version.version)), ignore_errors=True)
+    for copy in stage.state.releases.glob(f"{version.version}-*"):
+        shutil.rmtree(copy)
     before = _refused(stage)
     content = bytearray(network.read_bytes())
     content[len(content) // 2] ^= 1

@@ -12,13 +12,15 @@ a crash in between leaves a record of a move that never was, which no server is 
 
 `may_follow` is the rule of a server. Versions rise too: one that is newer than all that it accepted
 is followed on its own signature. To an older one, or back to one that it left, it goes only with a
-record that is newer than all that it accepted.
+record that is newer than all that it accepted, and than all that lie beside any release of the
+model (`find_later_move`): so a move that it slept through cannot be undone by an earlier one.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+import sys
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal, get_args
@@ -136,6 +138,13 @@ class Seen:
         return cls(**value)
 
 
+def goes_back(seen: Seen | None, release_version: int) -> bool:
+    """Tells whether a release is older than one that was accepted, or was left; pure."""
+    if seen is None or release_version > seen.version:
+        return False
+    return release_version != (seen.version if seen.holder is None else seen.holder)
+
+
 def may_follow(
     seen: Seen | None, release_version: int, statement_sha256: str, record: AliasRecord | None
 ) -> str | None:
@@ -150,9 +159,7 @@ def may_follow(
         statement_sha256: Of that release's statement.
         record: The newest that verifies beside it, as `read_newest_record` gives it.
     """
-    if seen is None or release_version > seen.version:
-        return None
-    if release_version == (seen.version if seen.holder is None else seen.holder):
+    if seen is None or not goes_back(seen, release_version):
         return None
     what = (
         f"version {release_version} is older than version {seen.version}, which was answered with"
@@ -209,11 +216,7 @@ def read_newest_record(
         MlopsError: the registry does not answer, which says nothing of the records.
     """
     files = catalog.find_moves(release, alias, MOST_BYTES)
-    numbers = sorted(
-        (int(name[:-4]) for name in files if name.endswith(".sig") and _is_number(name[:-4])),
-        reverse=True,
-    )
-    for number in numbers[:_MOST_TRIES]:
+    for number in sorted(_numbers(files), reverse=True)[:_MOST_TRIES]:
         if f"{number}.json" not in files:
             continue
         content = catalog.read_move(release, alias, f"{number}.json")
@@ -222,6 +225,48 @@ def read_newest_record(
         if record and (record.name, record.alias, record.version, record.number) == wanted:
             return record
     return None
+
+
+def find_later_move(
+    catalog: Catalog,
+    releases: Iterable[Release],
+    record: AliasRecord,
+    keys: Sequence[Path],
+    *,
+    strict: bool,
+) -> str | None:
+    """Returns why a record is not, or may not be, of its alias's last move; None where it is.
+
+    Args:
+        releases: All of the model, each of which costs a listing.
+        keys: Public keys; any of them will do.
+        strict: Whether a signature with a higher number that does not verify stands for a move too:
+            it may be one that was overwritten, to pass an earlier move for the last.
+
+    Raises:
+        UsageError: a public key is missing.
+        MlopsError: the registry does not answer, which says nothing of the records.
+    """
+    for release in releases:
+        # Large ones too: nothing is read of them, and they may lie where a record was.
+        number = max(_numbers(catalog.find_moves(release, record.alias, sys.maxsize)), default=0)
+        if number <= record.number:
+            continue
+        newest = read_newest_record(catalog, release, record.alias, keys)
+        if newest is not None and newest.number > record.number:
+            return f"record {newest.number} beside version {release.version} is of a later move"
+        if strict:
+            return (
+                f"moves/{record.alias}/{number}.sig beside version {release.version} does not "
+                "verify: it may have been overwritten to hide a later move. Move the alias again "
+                "(python -m registry.rollback); remove that file first if its number is no move's"
+            )
+    return None
+
+
+def _numbers(files: Iterable[str]) -> set[int]:
+    """The numbers that have a signature."""
+    return {int(name[:-4]) for name in files if name.endswith(".sig") and _is_number(name[:-4])}
 
 
 def _is_number(text: str) -> bool:

@@ -104,6 +104,7 @@ class Catalog:
     def __init__(self, client: Any) -> None:
         """`client` is an `MlflowClient`, as `mlops.mlflow_store.open_client` gives it."""
         self._client = client
+        self._stores: dict[str, Any] = {}  # of runs that were asked for moves: a run's stays
 
     def find_candidates(self, name: str) -> list[Candidate]:
         """Returns the candidates of a model, newest first.
@@ -307,15 +308,33 @@ class Catalog:
 
     def has_bytes(self, release: Release) -> bool:
         """Tells whether anything is left of a release's bytes."""
+        return bool(self._list(release, RELEASE_PATH))
+
+    def _list(self, release: Release, path: str) -> list[Any]:
+        """What lies in a folder of a release's run; [] where there is no such run."""
         from mlflow.exceptions import MlflowException
 
         with _translated():
             try:
-                return bool(self._client.list_artifacts(release.run_id, RELEASE_PATH))
+                return list(self._client.list_artifacts(release.run_id, path))
             except MlflowException as err:
                 if err.error_code == "RESOURCE_DOES_NOT_EXIST":
-                    return False
+                    return []
                 raise
+
+    def find_size(self, release: Release, most_files: int) -> tuple[int, int]:
+        """Returns how many bytes a release has by its listing, and how many files and folders.
+
+        Counts no further than `most_files` allows: a release has about ten.
+        """
+        size, count, folders = 0, 0, [RELEASE_PATH]
+        while folders and count <= most_files:
+            for item in self._list(release, folders.pop()):
+                count += 1
+                size += item.file_size or 0
+                if item.is_dir:
+                    folders.append(item.path)
+        return size, count
 
     def is_published(self, release: Release) -> bool:
         """Tells whether a release's bytes are all there: its signature is the last of them."""
@@ -363,20 +382,29 @@ class Catalog:
 
     def find_moves(self, release: Release, alias: str, most_bytes: int) -> set[str]:
         """Returns the names of the files of an alias's records beside a release, but large ones."""
+        return {
+            one.path.rpartition("/")[2]
+            for one in self._list_moves(release.run_id, f"{MOVES_PATH}/{alias}")
+            if not one.is_dir and (one.file_size or 0) <= most_bytes
+        }
+
+    def _list_moves(self, run_id: str, path: str) -> list[Any]:
+        """One request a listing; `list_artifacts` takes four, and a server lists many runs."""
         from mlflow.exceptions import MlflowException
+        from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 
         with _translated():
             try:
-                files = self._client.list_artifacts(release.run_id, f"{MOVES_PATH}/{alias}")
+                if run_id not in self._stores:
+                    place = self._client.get_run(run_id).info.artifact_uri
+                    self._stores[run_id] = get_artifact_repository(
+                        place, tracking_uri=self._client.tracking_uri
+                    )
+                return list(self._stores[run_id].list_artifacts(path))
             except MlflowException as err:
                 if err.error_code == "RESOURCE_DOES_NOT_EXIST":
-                    return set()
+                    return []
                 raise
-        return {
-            one.path.rpartition("/")[2]
-            for one in files
-            if not one.is_dir and (one.file_size or 0) <= most_bytes
-        }
 
     def read_move(self, release: Release, alias: str, file: str) -> bytes:
         """Returns the content of a file that `find_moves` named."""

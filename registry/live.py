@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import gc
 import inspect
+import json
 import logging
 import os
 import sys
@@ -18,7 +19,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
-    from registry.serving.state import StateFolder
     from registry.serving.worker import Worker
 
 _log = logging.getLogger(__name__)
@@ -43,11 +43,12 @@ def _load_pyfunc(data_path: str, model_config: Mapping[str, Any] | None = None) 
 
     Args:
         data_path: The model folder that `registry.serve` wrote.
-        model_config: `state`, the folder of `registry.serving.state`; `max_queue`; and what the
-            scoring runtime takes.
+        model_config: `state`, the folder of `registry.serving.state`; `drain_s`; `max_queue`; and
+            what the scoring runtime takes.
     """
+    from registry.serving.group import PARENT, end_with_parent
     from registry.serving.loading import load_release
-    from registry.serving.metrics import WorkerMetrics
+    from registry.serving.metrics import WorkerMetrics, reserve_counters
     from registry.serving.shadow import Shadow
     from registry.serving.state import StateFolder, Wanted
     from registry.serving.worker import Worker
@@ -55,6 +56,13 @@ def _load_pyfunc(data_path: str, model_config: Mapping[str, Any] | None = None) 
     config = dict(model_config or {})
     folder = StateFolder(Path(config["state"]))
     scoring = {name: config[name] for name in _SCORING if name in config}
+    if _is_server():  # first of all: whatever comes may hang
+        parent = json.loads(os.environ.get(PARENT, "null"))
+        end_with_parent(folder, parent, float(config.get("drain_s", 30)))
+    pid = os.getpid()
+    reason = reserve_counters(os.environ, pid)
+    if reason is not None:
+        _log.error("there is no room for this worker's metrics (%s): it counts unseen", reason)
     metrics = WorkerMetrics()
 
     def load(wanted: Wanted) -> Any:
@@ -62,11 +70,10 @@ def _load_pyfunc(data_path: str, model_config: Mapping[str, Any] | None = None) 
 
     if _is_server():
         _import_heavy()
-    pid = os.getpid()
     shadow = Shadow(lambda value: folder.write_shadow(pid, value), metrics.shadowed)
     worker = Worker(folder, load, metrics.meter, shadow.offer, pid)
     worker.start()
-    _enter_server(folder, worker, metrics, int(config.get("max_queue", 256)))
+    _enter_server(worker, metrics, int(config.get("max_queue", 256)))
     return LiveModel(worker)
 
 
@@ -87,10 +94,9 @@ def _import_heavy() -> None:
     gc.freeze()
 
 
-def _enter_server(folder: StateFolder, worker: Worker, metrics: Any, max_queue: int) -> None:
+def _enter_server(worker: Worker, metrics: Any, max_queue: int) -> None:
     """Takes the requests of the scoring server, if this process is one."""
     from registry.serving.admission import request_executor
-    from registry.serving.worker import end_when_orphaned
 
     if not _is_server():
         worker.watch_in_thread()
@@ -98,12 +104,7 @@ def _enter_server(folder: StateFolder, worker: Worker, metrics: Any, max_queue: 
     executor = request_executor()
     executor.most, executor.on_refusal = max_queue, metrics.overloaded
     _take_invocations(worker, metrics)
-
-    def each_second() -> None:
-        metrics.queued(executor.waiting)
-        end_when_orphaned(folder)
-
-    worker.watch_in_thread(each_second)
+    worker.watch_in_thread(lambda: metrics.queued(executor.waiting))
 
 
 def _take_invocations(worker: Worker, metrics: Any) -> bool:

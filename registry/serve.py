@@ -82,11 +82,14 @@ def _main(options: Options) -> int:
     from mlops.mlflow_store import open_store_client
     from registry.catalog import Catalog
     from registry.serving.follower import Follower
+    from registry.serving.group import end_left_behind
     from registry.serving.state import StateFolder
 
     catalog = Catalog(open_store_client(settings))
     known = _find_known(catalog, name, alias)
     folder = StateFolder.of(settings.home, name, alias, options.port)
+    _end_left_behind(folder)
+    _check_ports(options)
     if known is False and not folder.path.is_dir():
         raise MlopsError(
             "the registry does not answer, and no copy of a release is kept here. Try again when "
@@ -100,6 +103,7 @@ def _main(options: Options) -> int:
     if share is not None or options.shadow:
         aliases["challenger"] = CHALLENGER
     try:
+        end_left_behind(folder)
         folder.clean()
         follower = Follower(catalog, name, aliases, folder, settings.public_keys)
         champion, rest = _find_first(follower, name, alias)
@@ -121,7 +125,7 @@ def _check(options: Options) -> tuple[str, str, float | None]:
             "--challenger and --shadow out."
         )
     _check_numbers(options)
-    _check_ports(options)
+    _check_port_numbers(options)
     return name, alias, share
 
 
@@ -142,16 +146,37 @@ def _check_numbers(options: Options) -> None:
         raise UsageError(f"--interval-s must be from 0.05 to 3600, got {options.interval_s}.")
 
 
-def _check_ports(options: Options) -> None:
-    from registry.serving.server import check_port
+def _ports(options: Options) -> dict[str, int]:
+    return {"port": options.port, "metrics-port": _metrics_port(options)}
 
-    ports = {"port": options.port, "metrics-port": _metrics_port(options)}
-    for option, port in ports.items():
+
+def _check_port_numbers(options: Options) -> None:
+    for option, port in _ports(options).items():
         if not 1 <= port <= 65535:
             raise UsageError(f"--{option} must be from 1 to 65535, got {port}.")
     if options.port == _metrics_port(options):
         raise UsageError(f"--port and --metrics-port are both {options.port}; expected two.")
-    for option, port in ports.items():
+
+
+def _end_left_behind(folder: StateFolder) -> None:
+    """Ends the server of a parent that was killed: it may hold the port still."""
+    from mlops.lease import try_lock
+    from registry.serving.group import end_left_behind
+
+    lock = try_lock(folder.lock) if folder.lock.exists() else None
+    if lock is None:
+        return
+    try:
+        if end_left_behind(folder):
+            say("a server that was left behind by a killed one was ended.")
+    finally:
+        os.close(lock)
+
+
+def _check_ports(options: Options) -> None:
+    from registry.serving.server import check_port
+
+    for option, port in _ports(options).items():
         reason = check_port(options.host, port)
         if reason is not None:
             raise UsageError(

@@ -7,24 +7,38 @@ nothing.
 
 from __future__ import annotations
 
-import os
-import shutil
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
 from mlops.errors import MlopsError, UsageError
-from registry.alias_record import AliasRecord, Seen, may_follow, read_newest_record
+from registry.alias_record import (
+    AliasRecord,
+    Seen,
+    find_later_move,
+    goes_back,
+    may_follow,
+    read_newest_record,
+)
 from registry.catalog import Catalog, Release
-from registry.releases import Verified, check_release, fetch_release
+from registry.releases import Verified
+from registry.serving.copies import Copies, TooLargeError
 from registry.serving.state import ROLES, Role, StateFolder, read_json, write_json
 from registry.signing import UnverifiedError
 
 RETRY_S: Final = 30.0
 """How often a refused release is looked at again: its bytes or this host's keys may be mended."""
+FIRST_TRY_S: Final = 60.0
+LONGEST_TRY_S: Final = 3600.0
+"""A release that could not be loaded is tried again after a minute, and then ever more seldom."""
+SETTLE_S: Final = 3.0
+"""A record is written a moment before its alias moves; so long that may look like a wrong alias."""
+CHALLENGER_S: Final = 2.0
+"""So long a look waits for the challenger's, which may download."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +65,7 @@ class Refusal:
     """A release that an alias points at and that may not answer.
 
     Attributes:
-        sort: "unverified", "unrecorded" or "not_loaded".
+        sort: "unverified", "unrecorded", "too_large" or "not_loaded".
         reason: Goes on from "version 8".
     """
 
@@ -71,6 +85,54 @@ class Unset:
 News = Accepted | Refusal | Unset
 
 
+@dataclass(frozen=True, slots=True)
+class _Place:
+    """Where an alias was found, and when that is judged anew though it did not move.
+
+    Attributes:
+        at: Version and run; None where the alias points at nothing.
+        is_good: Accepted, and not known to be one that cannot be loaded.
+        told: The reason of the refusal that was told.
+        failures: How often workers could not load it.
+    """
+
+    at: tuple[int, str] | None
+    again: float = float("inf")
+    is_good: bool = False
+    told: str = ""
+    failures: int = 0
+
+    @property
+    def version(self) -> int | None:
+        return None if self.at is None else self.at[0]
+
+
+class _Errand:
+    """A call in a thread of its own."""
+
+    def __init__(self, call: Callable[[], News | None]) -> None:
+        self._call = call
+        self._news: News | None = None
+        self._error: BaseException | None = None
+        self._thread = threading.Thread(target=self._run, name="look-beside", daemon=True)
+        self._thread.start()
+
+    def _run(self) -> None:
+        try:
+            self._news = self._call()
+        except BaseException as err:
+            self._error = err
+
+    def has_ended(self, wait_s: float) -> bool:
+        self._thread.join(wait_s)
+        return not self._thread.is_alive()
+
+    def result(self) -> News | None:
+        if self._error is not None:
+            raise self._error
+        return self._news
+
+
 class Follower:
     """Follows the aliases of one model. `look` is for one thread; the rest for any."""
 
@@ -83,6 +145,7 @@ class Follower:
         keys: Sequence[Path],
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        """Needs the folder's lock."""
         self._catalog = catalog
         self._name = name
         self._aliases = dict(aliases)
@@ -91,11 +154,12 @@ class Follower:
         self._clock = clock
         self._lock = threading.Lock()
         self._seen = _read_seen(folder.path / "seen.json")
-        self._held: dict[Role, Accepted] = {}
-        self._at: dict[Role, int | None] = {}
-        self._again: dict[Role, float] = {}
-        self._told: dict[Role, tuple[int, str]] = {}
+        self._kept = _read_kept(folder.path / "kept.json")
+        self._places: dict[Role, _Place] = {}
+        self._doubts: dict[Role, tuple[int, float]] = {}
+        self._errand: _Errand | None = None
         self.reachable = True
+        self._copies = Copies(catalog, name, folder.releases, self._keys)
 
     def alias(self, role: Role) -> str:
         return self._aliases[role]
@@ -106,7 +170,8 @@ class Follower:
         try:
             aliases = self._catalog.find_aliases(self._name)
             for role in self._roles:
-                news = self._look_at(role, aliases.get(self._aliases[role]))
+                look = self._look_at if role == "champion" else self._look_beside
+                news = look(role, aliases.get(self._aliases[role]))
                 if news is not None:
                     found.append(news)
         except UsageError:
@@ -121,28 +186,76 @@ class Follower:
     def _roles(self) -> list[Role]:
         return [role for role in ROLES if role in self._aliases]
 
+    def _look_beside(self, role: Role, version: int | None) -> News | None:
+        """Looks in another thread: a challenger's download holds up no news of the champion."""
+        if self._errand is None:
+            self._errand = _Errand(lambda: self._look_at(role, version))
+        if not self._errand.has_ended(CHALLENGER_S):
+            return None
+        errand, self._errand = self._errand, None
+        return errand.result()
+
     def _look_at(self, role: Role, version: int | None) -> News | None:
-        if role in self._at and self._at[role] == version:
-            if version is None or self._clock() < self._again.get(role, float("inf")):
-                return None
-        else:
-            self._told.pop(role, None)
+        place = self._places.get(role)
+        if place is not None and place.version == version and self._clock() < place.again:
+            self._doubts.pop(role, None)
+            return None
         if version is None:
-            self._at[role] = None
+            self._places[role] = _Place(None)
             return Unset(role)
         release = self._catalog.find_alias(self._name, self._aliases[role])
         if release is None:
             return None  # it is gone since a moment ago: the next look says so
+        at = (release.version, release.run_id)
+        if place is None or place.at != at:
+            place = _Place(at)
+        elif place.is_good:  # nor was the registry made anew
+            self._put(role, replace(place, again=self._clock() + RETRY_S))
+            return None
+        # Only after this: where the registry goes away in between, the next look begins anew.
         news = self._judge(role, release)
-        # Only now: where the registry went away in between, the next look begins anew.
-        self._at[role] = release.version
-        self._again.pop(role, None)
-        if isinstance(news, Refusal):
-            self._again[role] = self._clock() + RETRY_S
-            if self._told.get(role) == (news.version, news.reason):
-                return None
-            self._told[role] = (news.version, news.reason)
-        return news
+        if self._is_in_doubt(role, news):
+            return None
+        return self._settle(role, place, news)
+
+    def _put(self, role: Role, place: _Place) -> None:
+        with self._lock:
+            self._places[role] = place
+
+    def _is_in_doubt(self, role: Role, news: Accepted | Refusal) -> bool:
+        """Tells whether a refusal may come from a look into the middle of a move."""
+        if role not in self._places or isinstance(news, Accepted) or news.sort != "unrecorded":
+            self._doubts.pop(role, None)
+            return False
+        version, since = self._doubts.get(role, (0, 0.0))
+        if version != news.version:
+            self._doubts[role] = (news.version, self._clock())
+            return True
+        return self._clock() < since + SETTLE_S
+
+    def _settle(self, role: Role, place: _Place, news: Accepted | Refusal) -> News | None:
+        again = self._clock() + RETRY_S
+        if isinstance(news, Accepted):
+            self._put(role, replace(place, again=again, is_good=True, told=""))
+            return news
+        self._put(role, replace(place, again=again, told=news.reason))
+        return None if place.told == news.reason else news
+
+    def not_loaded(self, accepted: Accepted) -> None:
+        """Takes note that workers could not load a release: it is told again after a while."""
+        with self._lock:
+            place = self._places.get(accepted.role)
+            if place is None or place.at != (accepted.version, accepted.run_id):
+                return  # the alias has moved on
+            pause = min(FIRST_TRY_S * 2 ** min(place.failures, 20), LONGEST_TRY_S)
+            self._places[accepted.role] = replace(
+                place,
+                again=self._clock() + pause,
+                is_good=False,
+                failures=place.failures + 1,
+            )
+
+    # Whether a release may answer.
 
     def _judge(self, role: Role, release: Release) -> Accepted | Refusal:
         version, alias = release.version, self._aliases[role]
@@ -150,87 +263,79 @@ class Follower:
             found = self.fetch(release)
             self._catch_up(role)
             record = read_newest_record(self._catalog, release, alias, self._keys)
+            reason = self._objection(role, version, found.statement_sha256, record)
         except (UnverifiedError, UsageError) as err:
             return Refusal(role, version, "unverified", f"does not verify: {err}")
-        with self._lock:
-            seen = self._seen.get(role)
-        reason = may_follow(seen, version, found.statement_sha256, record)
+        except TooLargeError as err:
+            return Refusal(role, version, "too_large", f"is not fetched: {err}")
         if reason is not None:
             return Refusal(role, version, "unrecorded", f"may not be followed: {reason}")
         return _accepted(role, found, record)
 
+    def _objection(
+        self, role: Role, version: int, statement_sha256: str, record: AliasRecord | None
+    ) -> str | None:
+        with self._lock:
+            seen = self._seen.get(role)
+        reason = may_follow(seen, version, statement_sha256, record)
+        strict = goes_back(seen, version)
+        is_newer = seen is not None and version > seen.version
+        if reason is not None or record is None or not (strict or is_newer):
+            return reason
+        # A newer one needs no record; but it may have been left while this server slept.
+        releases = self._find_all(role)
+        later = find_later_move(self._catalog, releases, record, self._keys, strict=strict)
+        return later and f"its signed record is {record.number}, but {later}"
+
+    def _find_all(self, role: Role) -> list[Release]:
+        """All releases that may have a record, and what answers though it was deleted there."""
+        releases = [one for one in self._catalog.find_releases(self._name) if one.is_ours]
+        held = self._held(role)
+        runs = {one.run_id for one in releases}
+        return releases if held is None or held.run_id in runs else [held, *releases]
+
+    def _held(self, role: Role) -> Release | None:
+        with self._lock:
+            kept = self._kept.get(role)
+        return None if kept is None else Release(self._name, *kept, "")
+
     def _catch_up(self, role: Role) -> None:
         """Takes note of a later move to what answers, which makes earlier records void."""
-        with self._lock:
-            held = self._held.get(role)
-        if held is None:
-            return
-        release = Release(held.name, held.version, held.run_id, "")
-        try:
-            record = read_newest_record(self._catalog, release, self._aliases[role], self._keys)
-        except MlopsError:
-            return  # its run may be deleted
-        self._advance(role, held.version, record)
+        held = self._held(role)
+        if held is not None:
+            record = read_newest_record(self._catalog, held, self._aliases[role], self._keys)
+            self._advance(role, held.version, record)
 
     def fetch(self, release: Release) -> Verified:
-        """Returns a private, verified copy of a release; the one that is here, where it verifies.
+        """Returns a private, verified copy of a release, as `Copies.fetch` does."""
+        return self._copies.fetch(release)
 
-        Raises:
-            UnverifiedError: it is not what was signed.
-            UsageError: a public key is missing.
-            MlopsError: it cannot be read now.
-        """
-        place = self._folder.release(release.version)
-        if place.is_dir():
-            try:
-                found = self._check(release.version, release.run_id)
-                os.utime(place)  # what was used last is kept longest
-                return found
-            except UnverifiedError:
-                shutil.rmtree(place)
-        partial = place.with_name(f".{release.version}.new")
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(mode=0o700)
-        try:
-            found = fetch_release(self._catalog, release, partial, self._keys)
-            found.folder.rename(place)
-        finally:
-            shutil.rmtree(partial, ignore_errors=True)
-        return replace(found, folder=place)
-
-    def _check(self, version: int, run_id: str) -> Verified:
-        place = self._folder.release(version)
-        return check_release(place, self._name, version, run_id, self._keys)
+    # What answers.
 
     def find_kept(self) -> list[Accepted]:
         """Returns what was served before this start and verifies still, without the registry."""
-        kept = read_json(self._folder.path / "kept.json")
         found = []
         for role in self._roles:
-            try:
-                one = kept[role]
-                found.append(_accepted(role, self._check(one["version"], one["run_id"]), None))
-            except (MlopsError, OSError, KeyError, TypeError):
-                continue
+            held = self._held(role)
+            with suppress(UsageError):
+                copy = held and self._copies.find(held.version, held.run_id)
+                if copy:
+                    found.append(_accepted(role, copy, None))
         return found
 
     def still_verifies(self, held: Accepted) -> bool:
         """Tells whether what answers would verify with the keys that are here now."""
-        try:
-            self._check(held.version, held.run_id)
-        except (MlopsError, OSError):
-            return False
-        return True
+        return self._copies.verifies(held.folder, held.version, held.run_id)
 
     def hold(self, accepted: Accepted) -> None:
         """Takes note that all workers answer with a release."""
         with self._lock:
-            self._held[accepted.role] = accepted
-            held = {
-                role: {"version": one.version, "run_id": one.run_id}
-                for role, one in self._held.items()
+            self._kept[accepted.role] = (accepted.version, accepted.run_id)
+            kept = {
+                role: {"version": version, "run_id": run_id}
+                for role, (version, run_id) in self._kept.items()
             }
-            write_json(self._folder.path / "kept.json", held)
+            write_json(self._folder.path / "kept.json", kept)
         self._advance(accepted.role, accepted.version, accepted.record)
 
     def _advance(self, role: Role, version: int, record: AliasRecord | None) -> None:
@@ -252,6 +357,16 @@ def _accepted(role: Role, found: Verified, record: AliasRecord | None) -> Accept
         found.statement_sha256,
         record,
     )
+
+
+def _read_kept(path: Path) -> dict[Role, tuple[int, str]]:
+    """What was served before; where it is damaged, nothing: `seen.json` keeps off the way back."""
+    value = read_json(path)
+    kept: dict[Role, tuple[int, str]] = {}
+    for role in ROLES:
+        with suppress(KeyError, TypeError, ValueError):
+            kept[role] = (int(value[role]["version"]), str(value[role]["run_id"]))
+    return kept
 
 
 def _read_seen(path: Path) -> dict[Role, Seen]:

@@ -9,8 +9,11 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
+import socket
+import struct
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, MutableMapping
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -25,6 +28,7 @@ SECONDS: Final = (
 )
 ROWS: Final = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
 RESULTS: Final = ("ok", "bad_input", "failed", "overloaded")
+_FOLDER: Final = "PROMETHEUS_MULTIPROC_DIR"
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +39,56 @@ class Meter:
     bad_input: Callable[[], None]
     failed: Callable[[], None]
     seconds: Callable[[float], None]
+
+
+_COUNTERS: Final = ("counter", "histogram", "gauge_livesum")
+"""Of the files of a worker's counters: prometheus_client puts "_<pid>.db" behind."""
+COUNTERS_BYTES: Final = 1 << 20
+"""Of each of them: for thousands of releases. prometheus_client makes it grow, without room."""
+
+
+def reserve_counters(env: MutableMapping[str, str], pid: int) -> str | None:
+    """Has room on the disk for a worker's counters, or has them kept in its memory.
+
+    A memory-mapped file without room kills the process that writes into it (SIGBUS). To be called
+    before prometheus_client is imported; `env` loses the name of the folder where there is no room.
+
+    Returns:
+        Why there is none; None where there is.
+    """
+    folder = env.get(_FOLDER)
+    if folder is None:
+        return None
+    paths = [Path(folder, f"{sort}_{pid}.db") for sort in _COUNTERS]
+    try:
+        for path in paths:
+            _reserve(path)
+    except OSError as err:
+        del env[_FOLDER]
+        for path in paths:
+            with contextlib.suppress(OSError):
+                path.unlink(missing_ok=True)
+        return (err.strerror or str(err)).lower()
+    return None
+
+
+def _reserve(path: Path) -> None:
+    fd = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+    try:
+        if hasattr(os, "posix_fallocate"):
+            os.posix_fallocate(fd, 0, COUNTERS_BYTES)
+    finally:
+        os.close(fd)
+
+
+def _trim(path: Path) -> None:
+    """Gives back what a dead worker's counters did not use: its first number says how much."""
+    with path.open("rb") as counters:
+        (used,) = struct.unpack("i", counters.read(4))
+    if used:
+        os.truncate(path, used)
+    else:
+        path.unlink()
 
 
 class WorkerMetrics:
@@ -165,6 +219,9 @@ class Board:
         if self._folder.is_dir():
             forget: Any = mark_process_dead
             forget(pid, str(self._folder))
+        for counters in self._folder.glob(f"*_{pid}.db"):
+            with contextlib.suppress(OSError, struct.error):
+                _trim(counters)
 
     def show(self, role: str, version: int | None, loaded_at: float, load_s: float) -> None:
         """Sets what stands of a role; without a version it goes."""
@@ -179,8 +236,8 @@ class Board:
         self.verifies.labels(role).set(1)
 
 
-REFUSALS: Final = ("unverified", "unrecorded", "not_loaded")
-"""Why a release was refused: its bytes, the alias record, or what a worker met loading it."""
+REFUSALS: Final = ("unverified", "unrecorded", "too_large", "not_loaded")
+"""Why a release was refused: its bytes, the alias record, its size, or what loading it met."""
 
 
 def open_exposition(
@@ -219,7 +276,10 @@ def open_exposition(
         def log_message(self, format: str, *args: Any) -> None:
             """Says nothing: a scrape every few seconds is no event."""
 
-    server = ThreadingHTTPServer((host, port), Handler)
-    server.daemon_threads = True
+    class Exposition(ThreadingHTTPServer):
+        address_family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        daemon_threads = True
+
+    server = Exposition((host, port), Handler)
     threading.Thread(target=server.serve_forever, name="metrics", daemon=True).start()
     return server

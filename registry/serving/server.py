@@ -28,6 +28,7 @@ from mlops.program import say
 from mlops.settings import QUIET
 from mlops.supervisor import local_url
 from registry.child import without_secrets
+from registry.serving.group import MARK, PARENT, record_group, start_of, this_process
 from registry.serving.state import StateFolder, write_json
 
 _SIGNATURE: Final = {
@@ -79,6 +80,7 @@ def write_model(folder: StateFolder, serving: Serving) -> None:
             "max_batch": serving.max_batch,
             "max_wait_ms": serving.max_wait_ms,
             "max_queue": serving.max_queue,
+            "drain_s": serving.drain_s,
         },
     }
     value = {"flavors": {"python_function": flavor}, "signature": _SIGNATURE}
@@ -103,6 +105,8 @@ class Server:
             stderr=subprocess.STDOUT,
             process_group=0,
         )
+        record_group(folder, self.group)
+        self._told: dict[int, float] = {}
         threading.Thread(target=self._copy_log, name="log", daemon=True).start()
 
     @property
@@ -113,7 +117,12 @@ class Server:
         return self._process.poll() is not None
 
     def answers(self) -> bool:
-        """Tells whether GET /ping is answered: one worker reports before it listens."""
+        """Tells whether this server answers GET /ping.
+
+        One worker reports before it listens, and the port may be another's by then.
+        """
+        if not self._listens():
+            return False
         url = f"{local_url(self._serving.host, self._serving.port)}/ping"
         # No proxy: one that the environment names cannot reach this machine's loopback.
         opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
@@ -126,14 +135,34 @@ class Server:
     def holds(self, pid: int) -> bool:
         """Tells whether a process is alive and of this server."""
         try:
-            return os.getpgid(pid) == self.group and not _is_zombie(pid)
+            return os.getpgid(pid) == self.group and start_of(pid) is not None
         except ProcessLookupError:
             return False
 
-    def kill(self, pid: int) -> None:
-        """Kills a worker that hangs; uvicorn, or the parent, starts another."""
-        if self.holds(pid):
+    def end(self, pid: int) -> None:
+        """Has a worker that hangs end: gently first, and killed when called after `drain_s`.
+
+        Uvicorn, or the parent, starts another.
+        """
+        if not self.holds(pid):
+            return
+        now = time.monotonic()
+        if pid not in self._told:
+            self._told[pid] = now
+            os.kill(pid, signal.SIGTERM)
+        elif now - self._told[pid] > self._serving.drain_s + 5.0:
             os.kill(pid, signal.SIGKILL)
+
+    def _listens(self) -> bool:
+        """Tells whether a process of this group listens on the port."""
+        import psutil
+
+        for pid in filter(self.holds, psutil.pids()):
+            with contextlib.suppress(psutil.Error):
+                for one in psutil.Process(pid).net_connections("tcp"):
+                    if one.status == psutil.CONN_LISTEN and one.laddr.port == self._serving.port:
+                        return True
+        return False
 
     def stop(self) -> bool:
         """Lets what is being answered come to its end, then ends all; True where it did in time."""
@@ -167,15 +196,6 @@ class Server:
             with contextlib.suppress(OSError, ValueError):
                 sys.stderr.write(line.decode(errors="replace"))
                 sys.stderr.flush()
-
-
-def _is_zombie(pid: int) -> bool:
-    import psutil
-
-    try:
-        return bool(psutil.Process(pid).status() == psutil.STATUS_ZOMBIE)
-    except psutil.Error:
-        return True
 
 
 def _command(model: Path, serving: Serving) -> list[str]:
@@ -213,7 +233,8 @@ def _env(folder: StateFolder, serving: Serving) -> dict[str, str]:
         **_ours_in_uvicorn(),
         "UVICORN_APP_DIR": str(folder.model),
         "UVICORN_TIMEOUT_GRACEFUL_SHUTDOWN": str(serving.drain_s),
-        "PROMETHEUS_MULTIPROC_DIR": str(folder.metrics),
+        MARK: str(folder.metrics),
+        PARENT: json.dumps(this_process()),
         "PATH": _joined(str(Path(sys.executable).parent), env.get("PATH", os.defpath)),
         "PYTHONPATH": _joined(root, env.get("PYTHONPATH", "")),
         "PYTHONDONTWRITEBYTECODE": "1",  # beside a scoring file it would be a file too many

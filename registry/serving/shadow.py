@@ -6,11 +6,12 @@ Pure, but for `Shadow`, the thread that scores.
 
 from __future__ import annotations
 
+import contextlib
 import queue
 import random
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from typing import Any, Final
@@ -21,6 +22,8 @@ import numpy.typing as npt
 FORMAT: Final = 1
 RESERVOIR: Final = 1000
 """Latencies kept of each worker and pair: a uniform sample (Vitter 1985, algorithm R)."""
+MOST_ROWS: Final = 4096
+"""Rows that wait to be compared; a request of more waits only where no other does."""
 RTOL: Final = 1e-3
 """Relative difference up to which two anomaly scores agree."""
 
@@ -72,16 +75,39 @@ class Comparison:
         return asdict(self)
 
 
-def compare_answers(mine: npt.NDArray[Any], other: npt.NDArray[Any]) -> tuple[bool, float]:
+Columns = tuple[int, ...]
+"""For each of the champion's classes, in order, the challenger's column of that name."""
+
+
+def columns_of(mine: Sequence[str] | None, other: Sequence[str] | None) -> Columns | None:
+    """Returns where the challenger has the champion's classes; () where their names are others.
+
+    None, which means that columns stand as they are, where a release says no names.
+    """
+    if mine is None or other is None:
+        return None
+    if sorted(mine) != sorted(other):
+        return ()
+    return tuple(other.index(name) for name in mine)
+
+
+def compare_answers(
+    mine: npt.NDArray[Any], other: npt.NDArray[Any], columns: Columns | None = None
+) -> tuple[bool, float]:
     """Returns whether two answers agree, and the largest absolute difference.
 
     Args:
         mine: Probabilities (n, classes): the same class must be likeliest in each row. Or anomaly
             scores (n,) in nats: they must be within `RTOL` of the other's.
         other: The same of the other release; of another shape it does not agree.
+        columns: What `columns_of` says of their classes.
     """
     if mine.shape != other.shape:
         return False, 1.0
+    if columns is not None and mine.ndim == 2:
+        if len(columns) != mine.shape[1]:
+            return False, 1.0
+        other = other[:, columns]
     difference = np.abs(mine - other)
     worst = float(difference.max(initial=0.0))
     if mine.ndim == 2:
@@ -175,7 +201,11 @@ def _iso(seconds: float) -> str | None:
 
 @dataclass(frozen=True, slots=True)
 class Offer:
-    """A request that the champion answered, to be scored by the challenger too."""
+    """A request that the champion answered, to be scored by the challenger too.
+
+    Attributes:
+        columns: What `columns_of` says of their classes.
+    """
 
     rows: Any
     params: Mapping[str, Any] | None
@@ -183,6 +213,7 @@ class Offer:
     champion: int
     challenger: int
     predict: Callable[[Any, Any], Any]
+    columns: Columns | None = None
 
 
 class Shadow:
@@ -197,24 +228,36 @@ class Shadow:
         meter: Callable[[str, float], None],
         size: int = 256,
         write_every_s: float = 0.2,
+        most_rows: int = MOST_ROWS,
     ) -> None:
-        """`write` gets all comparisons as JSON; `meter` each one's result and its seconds."""
+        """`write` gets all comparisons as JSON; `meter` each one's result and its seconds.
+
+        At most `size` offers wait, and `most_rows` rows of several.
+        """
         self._write = write
         self._meter = meter
         self._write_every_s = write_every_s
         self._pairs: dict[tuple[int, int], Comparison] = {}
         self._lock = threading.Lock()
         self._offers: queue.Queue[Offer] = queue.Queue(size)
+        self._most_rows = most_rows
+        self._rows = 0
         self._pick = random.Random(0)
         threading.Thread(target=self._run, name="shadow", daemon=True).start()
 
     def offer(self, offer: Offer) -> None:
         """Takes an offer, or counts it as dropped."""
-        try:
-            self._offers.put_nowait(offer)
-        except queue.Full:
-            with self._lock:
-                self._pair(offer).dropped += 1
+        n = len(offer.answer)
+        with self._lock:
+            is_taken = self._rows == 0 or self._rows + n <= self._most_rows
+            if is_taken:
+                try:
+                    self._offers.put_nowait(offer)
+                except queue.Full:
+                    is_taken = False
+            self._rows += n if is_taken else 0
+            self._pair(offer).dropped += not is_taken
+        if not is_taken:
             self._meter("dropped", 0.0)
 
     def _pair(self, offer: Offer) -> Comparison:
@@ -225,13 +268,19 @@ class Shadow:
         dirty, written = False, time.monotonic()
         while True:
             try:
-                self._score(self._offers.get(timeout=self._write_every_s))
+                offer = self._offers.get(timeout=self._write_every_s)
+                self._score(offer)
                 dirty = True
+                with self._lock:
+                    self._rows -= len(offer.answer)
+                del offer  # it holds a model
             except queue.Empty:
                 pass
             if dirty and time.monotonic() - written >= self._write_every_s:
-                self._save()
-                dirty, written = False, time.monotonic()
+                written = time.monotonic()
+                with contextlib.suppress(OSError):  # a full disk, say: the next one may go
+                    self._save()
+                    dirty = False
 
     def _score(self, offer: Offer) -> None:
         began = time.perf_counter()
@@ -239,7 +288,7 @@ class Shadow:
         try:
             answer = offer.predict(offer.rows, offer.params)
             took_s = time.perf_counter() - began
-            agreement = compare_answers(as_scores(offer.answer), as_scores(answer))
+            agreement = compare_answers(as_scores(offer.answer), as_scores(answer), offer.columns)
             result = "agreed" if agreement[0] else "differed"
         except Exception:  # whatever it is: the champion has answered this very request
             took_s = time.perf_counter() - began

@@ -4,9 +4,10 @@
     desired.json         what the workers shall load, and answer with
     workers/<pid>.json   what a worker has loaded and answers with; touched each second
     shadow/<pid>.json    what a worker saw of the challenger
-    releases/<version>/  private, verified copies
+    releases/<version>.../  private, verified copies
     model/               the MLflow model folder that `mlflow models serve` is given
     metrics/             counters of the workers
+    group.json           the server's process group; it outlives a parent that was killed
     seen.json, kept.json what was accepted, and is served: these outlive a restart
 
 Each JSON file is replaced whole, so a reader finds the old or the new one, and a crash leaves no
@@ -21,7 +22,7 @@ import os
 import shutil
 import threading
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Final, Literal
 from urllib.parse import quote
@@ -35,11 +36,15 @@ ROLES: Final[tuple[Role, ...]] = ("champion", "challenger")
 class Wanted:
     """A release that each worker shall have loaded.
 
+    It stands under a key that names one try of one release: what a worker could not load is tried
+    anew under a new key, and a version number that was given twice is two releases.
+
     Attributes:
         folder: Its private, verified copy.
         scoring_sha256: Of its scoring file, for which its signature vouches.
     """
 
+    version: int
     folder: str
     scoring_sha256: str
 
@@ -49,35 +54,25 @@ class Desired:
     """What the parent wants of every worker.
 
     Attributes:
-        wanted: By version.
-        champion: The version that answers; None before the first.
-        challenger: The version of the canary or the shadow; None where there is none.
+        wanted: By key.
+        champion: The key of what answers; None before the first.
+        challenger: The key of the canary or the shadow; None where there is none.
         challenger_share: 0 to 1: of the requests that the challenger answers.
         shadow: Whether the challenger scores what the champion answers.
     """
 
-    wanted: dict[int, Wanted] = field(default_factory=dict)
-    champion: int | None = None
-    challenger: int | None = None
+    wanted: dict[str, Wanted] = field(default_factory=dict)
+    champion: str | None = None
+    challenger: str | None = None
     challenger_share: float = 0.0
     shadow: bool = False
 
     def to_json(self) -> dict[str, Any]:
-        wanted = {
-            str(version): {"folder": one.folder, "scoring_sha256": one.scoring_sha256}
-            for version, one in self.wanted.items()
-        }
-        return {
-            "wanted": wanted,
-            "champion": self.champion,
-            "challenger": self.challenger,
-            "challenger_share": self.challenger_share,
-            "shadow": self.shadow,
-        }
+        return asdict(self)
 
     @classmethod
     def from_json(cls, value: Any) -> Desired:
-        wanted = {int(version): Wanted(**one) for version, one in value["wanted"].items()}
+        wanted = {key: Wanted(**one) for key, one in value["wanted"].items()}
         return cls(**{**value, "wanted": wanted})
 
 
@@ -87,32 +82,24 @@ class Report:
 
     Attributes:
         serving: False while it starts.
-        loaded: Seconds that loading took, by version.
-        refused: Why a version could not be loaded, by version.
+        loaded: Seconds that loading took, by key of `Desired.wanted`.
+        refused: Why a release could not be loaded, by key.
         champion: The version that it answers with.
     """
 
     pid: int
     serving: bool = False
-    loaded: dict[int, float] = field(default_factory=dict)
-    refused: dict[int, str] = field(default_factory=dict)
+    loaded: dict[str, float] = field(default_factory=dict)
+    refused: dict[str, str] = field(default_factory=dict)
     champion: int | None = None
     challenger: int | None = None
 
     def to_json(self) -> dict[str, Any]:
-        return {
-            "pid": self.pid,
-            "serving": self.serving,
-            "loaded": {str(version): {"load_s": took} for version, took in self.loaded.items()},
-            "refused": {str(version): reason for version, reason in self.refused.items()},
-            "champion": self.champion,
-            "challenger": self.challenger,
-        }
+        return asdict(self)
 
     @classmethod
     def from_json(cls, value: Any) -> Report:
-        loaded = {int(version): one["load_s"] for version, one in value["loaded"].items()}
-        refused = {int(version): reason for version, reason in value["refused"].items()}
+        loaded, refused = dict(value["loaded"]), dict(value["refused"])
         return cls(**{**value, "loaded": loaded, "refused": refused})
 
 
@@ -147,6 +134,10 @@ class StateFolder:
     def report(self) -> Path:
         """Where the evidence of a shadow run is left at the end."""
         return self.path / "replayed.json"
+
+    @property
+    def group(self) -> Path:
+        return self.path / "group.json"
 
     def release(self, version: int) -> Path:
         return self.releases / str(version)
@@ -198,12 +189,12 @@ class StateFolder:
         found = (read_json(path) for path in sorted((self.path / "shadow").glob("[0-9]*.json")))
         return [value for value in found if value is not None]
 
-    def keep_releases(self, versions: Iterable[int], spare: int = 3) -> None:
-        """Removes private copies: all but those of `versions` and the `spare` used last."""
-        kept = set(versions)
-        with contextlib.suppress(FileNotFoundError):
-            copies = [path for path in self.releases.iterdir() if path.name.isdigit()]
-            others = [path for path in copies if int(path.name) not in kept]
+    def keep_releases(self, folders: Iterable[Path], spare: int = 3) -> None:
+        """Removes private copies: all but `folders` and the `spare` used last."""
+        kept = {folder.name for folder in folders}
+        with contextlib.suppress(OSError):  # what stays now goes the next time
+            copies = [path for path in self.releases.iterdir() if path.name[0].isdigit()]
+            others = [path for path in copies if path.name not in kept]
             others.sort(key=lambda path: path.stat().st_mtime)
             for path in others[: max(0, len(others) - spare)]:
                 shutil.rmtree(path, ignore_errors=True)

@@ -7,12 +7,9 @@ request that it answers has ended.
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
 import gc
 import logging
 import os
-import signal
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -22,7 +19,7 @@ from typing import Any, Final, Protocol
 from mlops.errors import MlopsError, first_line
 from registry.serving.invocations import Answering, Loaded
 from registry.serving.metrics import Meter
-from registry.serving.shadow import Offer
+from registry.serving.shadow import Offer, columns_of
 from registry.serving.state import Desired, Report, Role, StateFolder, Wanted
 
 LOOK_EVERY_S: Final = 0.1
@@ -58,8 +55,10 @@ class Worker:
         self._load = load
         self._meter = meter
         self._shadow = shadow
-        self._models: dict[int, Model] = {}
+        self._models: dict[str, Model] = {}
         self._report = Report(self.pid)
+        self._is_told = False
+        self._answers_with: set[str | None] = set()
         self._desired = Desired()
         self._stamp: tuple[int, int] | None = None
 
@@ -73,16 +72,19 @@ class Worker:
         while True:
             self._look(everything=False)
             champion = self._desired.champion
-            if champion in self._report.refused:
+            if champion is not None and champion in self._report.refused:
+                version = self._desired.wanted[champion].version
                 raise MlopsError(
-                    f"version {champion} cannot be served: {self._report.refused[champion]}"
+                    f"version {version} cannot be served: {self._report.refused[champion]}"
                 )
-            if champion is not None and self._report.champion == champion:
+            if champion is None or champion not in self._answers_with:
+                time.sleep(LOOK_EVERY_S)
+            elif self._report.serving:
                 break
-            time.sleep(LOOK_EVERY_S)
-        self._report = replace(self._report, serving=True)
+            else:  # and look once more: who did not know of this worker did not wait for it
+                self._report = replace(self._report, serving=True)
+                self._tell()
         self._stamp = None  # what else is wanted is loaded by the next look
-        self._tell()
 
     def look(self) -> None:
         """Does what the parent wants, if that has changed."""
@@ -103,22 +105,22 @@ class Worker:
         self._tell()
 
     def _load_wanted(self, everything: bool) -> None:
-        for version, wanted in self._desired.wanted.items():
-            if version in self._models or version in self._report.refused:
+        for key, wanted in self._desired.wanted.items():
+            if key in self._models or key in self._report.refused:
                 continue
             # Nobody shall wait for one that is only tried: it may hang.
-            if not everything and version != self._desired.champion:
+            if not everything and key != self._desired.champion:
                 continue
             began = time.perf_counter()
             try:
-                self._models[version] = self._load(wanted)
+                self._models[key] = self._load(wanted)
             except Exception as err:  # whatever a model does: the one that answers goes on
                 reason = first_line(err) or type(err).__name__
-                _log.error("version %d is not served: %s", version, reason)
-                refused = {**self._report.refused, version: reason}
+                _log.error("version %d is not served: %s", wanted.version, reason)
+                refused = {**self._report.refused, key: reason}
                 self._report = replace(self._report, refused=refused)
             else:
-                loaded = {**self._report.loaded, version: time.perf_counter() - began}
+                loaded = {**self._report.loaded, key: time.perf_counter() - began}
                 self._report = replace(self._report, loaded=loaded)
             self._tell()
 
@@ -128,25 +130,38 @@ class Worker:
         if champion is None:
             return
         challenger = self._loaded(desired.challenger, "challenger")
-        shadow = self._shadow if desired.shadow else None
+        shadow = self._comparing() if desired.shadow else None
         self.answering = Answering(champion, challenger, desired.challenger_share, shadow)
+        self._answers_with = {desired.champion}
+        if challenger is not None:
+            self._answers_with.add(desired.challenger)
         self._report = replace(
             self._report,
             champion=champion.version,
             challenger=None if challenger is None else challenger.version,
         )
 
-    def _loaded(self, version: int | None, role: Role) -> Loaded | None:
-        if version is None or version not in self._models:
+    def _loaded(self, key: str | None, role: Role) -> Loaded | None:
+        if key is None or key not in self._models:
             return None
-        return Loaded(version, self._models[version].predict, self._meter(version, role))
+        version = self._desired.wanted[key].version
+        return Loaded(version, self._models[key].predict, self._meter(version, role))
+
+    def _comparing(self) -> Shadowing | None:
+        """Returns what compares; classes that the challenger orders otherwise are put in order."""
+        shadow, keys = self._shadow, (self._desired.champion, self._desired.challenger)
+        names = [_class_names(self._models.get(key)) for key in keys if key is not None]
+        if shadow is None or len(names) < 2:
+            return shadow
+        columns = columns_of(*names)
+        return lambda offer: shadow(replace(offer, columns=columns))
 
     def _drop(self) -> None:
         """Frees what is neither wanted nor answers; who answers a request still holds it."""
-        kept = {*self._desired.wanted, self._report.champion, self._report.challenger}
-        dropped = [version for version in self._models if version not in kept]
-        for version in dropped:
-            del self._models[version]
+        kept = {*self._desired.wanted, *self._answers_with}
+        dropped = [key for key in self._models if key not in kept]
+        for key in dropped:
+            del self._models[key]
         self._report = replace(
             self._report,
             loaded={one: took for one, took in self._report.loaded.items() if one in kept},
@@ -156,8 +171,20 @@ class Worker:
             gc.collect()  # a network is full of cycles
 
     def _tell(self) -> None:
-        with contextlib.suppress(OSError):  # the folder is gone: nobody listens
+        try:
             self._folder.write_report(self._report)
+        except OSError as err:  # a full disk, say
+            _log.warning("the parent could not be told: %s", err)
+            self._is_told = False
+        else:
+            self._is_told = True
+
+    def beat(self) -> None:
+        """Gives a sign of life, or says what could not be said before."""
+        if self._is_told:
+            self._folder.touch_report(self.pid)
+        else:
+            self._tell()
 
     def watch(self, each: Callable[[], None] = lambda: None) -> None:
         """Looks for ever, in the thread that calls it; `each` is called once a second."""
@@ -168,7 +195,7 @@ class Worker:
                 self.look()
                 if time.monotonic() - beat >= BEAT_EVERY_S:
                     beat = time.monotonic()
-                    self._folder.touch_report(self.pid)
+                    self.beat()
                     each()
             except Exception:
                 _log.exception("what the parent wants could not be done")
@@ -177,17 +204,7 @@ class Worker:
         threading.Thread(target=self.watch, args=(each,), name="follow", daemon=True).start()
 
 
-def end_when_orphaned(folder: StateFolder) -> None:
-    """Ends this process group, gently, if the parent is gone: nobody would end it ever."""
-    try:
-        fd = os.open(folder.lock, os.O_RDWR)
-    except OSError:
-        return  # the whole folder is gone; without knowing, go on
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return
-    finally:
-        os.close(fd)
-    _log.error("the parent is gone: this server ends")
-    os.killpg(0, signal.SIGTERM)
+def _class_names(model: Any) -> list[str] | None:
+    """Returns the names of a classifier's columns; None where it says none."""
+    names = getattr(model, "class_names", getattr(model, "_class_names", None))
+    return list(names) if names else None

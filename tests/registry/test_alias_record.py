@@ -23,6 +23,8 @@ from registry.alias_record import (
     MOST_BYTES,
     AliasRecord,
     Seen,
+    find_later_move,
+    goes_back,
     may_follow,
     read_newest_record,
     sign_record,
@@ -166,6 +168,7 @@ def test_where_a_server_may_follow(
     if why is None:
         assert said is None
     else:
+        assert goes_back(seen, version)
         assert said is not None and re.search(why, said), said
 
 
@@ -320,10 +323,57 @@ def test_a_stranger_s_records_are_passed_over(
         read_newest_record(catalog, release, "../../..", settings.public_keys)
 
 
+def later(registry: Registry, record: AliasRecord, strict: bool = True) -> str | None:
+    releases = registry.catalog.find_releases(NAME)
+    keys = registry.settings.public_keys
+    return find_later_move(registry.catalog, releases, record, keys, strict=strict)
+
+
+def test_of_all_records_of_an_alias_only_the_last_has_no_later_one(
+    registry: Registry, register: Register
+) -> None:
+    promote_two(registry, register)
+    rollback(registry, NAME)
+    first, last = newest(registry, 2), newest(registry, 1)
+    assert first is not None and last is not None
+    assert later(registry, last) is None
+    for strict in (True, False):
+        said = later(registry, first, strict)
+        assert said == f"record {last.number} beside version 1 is of a later move"
+
+
+@pytest.mark.parametrize(
+    ("file", "content"),
+    [("999.sig", b"{}"), ("999.sig", b" " * (MOST_BYTES + 1)), ("999.sig", b"")],
+)
+def test_a_later_signature_that_does_not_verify_may_hide_a_move(
+    registry: Registry, register: Register, file: str, content: bytes
+) -> None:
+    promote_two(registry, register)
+    last = newest(registry, 2)
+    assert last is not None
+    elder = registry.catalog.get_release(NAME, 1)
+    # A crash leaves a record without its signature, and others may leave what they like.
+    for harmless in ("998.json", "0999.sig", "x.sig"):
+        registry.catalog.write_move(elder, "champion", harmless, b"{}")
+    registry.catalog.write_move(elder, "challenger", file, content)
+    assert later(registry, last) is None
+    registry.catalog.write_move(elder, "champion", file, content)
+    assert "champion/999.sig beside version 1 does not verify" in str(later(registry, last))
+    assert later(registry, last, strict=False) is None
+
+
+def test_where_a_registry_does_not_answer_no_record_is_the_last(registry: Registry) -> None:
+    release = Release(NAME, 1, "f" * 32, f"{NAME}-candidates/1")
+    with pytest.raises(MlopsError, match="Connection refused"):
+        find_later_move(Catalog(Silent()), [release], RECORD, [], strict=False)
+    assert find_later_move(registry.catalog, [release], RECORD, [], strict=True) is None
+
+
 class Silent:
     """A client of a server that does not answer."""
 
-    def list_artifacts(self, run_id: str, path: str) -> list[Any]:
+    def get_run(self, run_id: str) -> Any:
         raise MlflowException("API request to /artifacts/list failed: Connection refused")
 
 

@@ -34,7 +34,7 @@ def fetch(registry: Registry, folder: StateFolder) -> Accepted:
 
 
 def wanted(found: Accepted) -> Wanted:
-    return Wanted(str(found.folder), found.scoring_sha256)
+    return Wanted(found.version, str(found.folder), found.scoring_sha256)
 
 
 @pytest.fixture
@@ -42,7 +42,7 @@ def folder(registry: Registry, tmp_path: Path) -> StateFolder:
     """A state folder whose model answers with the champion."""
     made = StateFolder(tmp_path / "state")
     found = fetch(registry, made)
-    made.write_desired(Desired({found.version: wanted(found)}, champion=found.version))
+    made.write_desired(Desired({"a": wanted(found)}, champion="a"))
     write_model(made, SERVING)
     return made
 
@@ -114,7 +114,8 @@ def test_a_model_that_follows_swaps_when_it_is_told(
     catalog, keys = registry.catalog, registry.settings.public_keys
     follower = Follower(catalog, NAME, {"champion": "champion"}, folder, keys)
     older = follower.fetch(catalog.get_release(NAME, 1))
-    folder.write_desired(Desired({1: Wanted(str(older.folder), older.scoring_sha256)}, champion=1))
+    one = Wanted(1, str(older.folder), older.scoring_sha256)
+    folder.write_desired(Desired({"b": one}, champion="b"))
     deadline = time.monotonic() + 30
     while (model.predict([[0.1, 0.0]]) == before).all():
         assert time.monotonic() < deadline

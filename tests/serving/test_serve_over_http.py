@@ -300,6 +300,14 @@ def test_without_the_registry_the_kept_release_is_served_until_the_parent_is_gon
         group = os.getpgid(next(iter(again.folder.read_reports())))
         again.process.kill()
         again.process.wait()
+        os.killpg(group, signal.SIGSTOP)  # it hears of nothing, and has the port
+    with start(home, tmp_path / "log", "--json", port=served.port, env=gone) as again:
+        assert group_is_gone(group)
+        assert "left behind by a killed one was ended" in again.log.read_text()
+        assert again.post(GOOD)[0] == 200
+        group = os.getpgid(next(iter(again.folder.read_reports())))
+        again.process.kill()
+        again.process.wait()
         deadline = time.monotonic() + 20
         while not group_is_gone(group):
             assert time.monotonic() < deadline

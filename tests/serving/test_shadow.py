@@ -19,6 +19,7 @@ from registry.serving.shadow import (
     Offer,
     Shadow,
     as_scores,
+    columns_of,
     compare_answers,
     evidence,
     merge,
@@ -42,6 +43,17 @@ def test_scores_agree_within_a_thousandth() -> None:
 
 def test_answers_of_other_shapes_do_not_agree() -> None:
     assert compare_answers(MINE, MINE[:, :1]) == (False, 1.0)
+
+
+def test_classes_are_compared_by_name() -> None:
+    columns = columns_of(["a", "b"], ["b", "a"])
+    assert compare_answers(MINE, MINE[:, ::-1], columns) == (True, 0.0)
+    assert not compare_answers(MINE, MINE, columns)[0]
+    others = columns_of(["a", "b"], ["a", "c"])
+    assert compare_answers(MINE, MINE, others) == (False, 1.0)
+    assert columns_of(None, ["a"]) is None
+    scores = np.array([1.0])
+    assert compare_answers(scores, scores, columns) == (True, 0.0)
 
 
 def test_scores_are_found_in_each_form_of_an_answer() -> None:
@@ -132,3 +144,44 @@ def test_a_full_shadow_drops_and_never_waits() -> None:
     go_on.set()
     pair = _wait(written, 2)
     assert pair["dropped"] >= 7
+
+
+def test_few_rows_wait_however_few_requests_they_are() -> None:
+    written: list[Any] = []
+    go_on, has_begun = threading.Event(), threading.Event()
+    shadow = Shadow(written.append, lambda *_: None, write_every_s=0.01, most_rows=5)
+
+    def slow(rows: Any, params: Any) -> Any:
+        has_begun.set()
+        go_on.wait(10)
+        return MINE
+
+    for _ in range(4):  # of two rows each
+        shadow.offer(_offer(slow))
+    assert has_begun.wait(10)
+    go_on.set()
+    assert _wait(written, 2)["dropped"] == 2
+    many = np.repeat(MINE, 5, axis=0)
+    deadline = time.monotonic() + 10
+    while written[-1]["pairs"][0]["requests"] < 3:  # one of more comes alone
+        assert time.monotonic() < deadline
+        shadow.offer(Offer([[1.0]], None, many, 7, 8, lambda rows, params: many))
+        time.sleep(0.05)
+
+
+def test_a_file_that_cannot_be_written_ends_nothing() -> None:
+    written: list[Any] = []
+
+    def write(value: Any) -> None:
+        written.append(value)
+        if len(written) < 3:
+            raise OSError("no space left on device")
+
+    shadow = Shadow(write, lambda *_: None, write_every_s=0.01)
+    shadow.offer(_offer(lambda rows, params: MINE))
+    deadline = time.monotonic() + 10
+    while len(written) < 3:  # written again though nothing new came
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    shadow.offer(_offer(lambda rows, params: MINE))
+    _wait(written, 2)

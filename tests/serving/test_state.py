@@ -10,8 +10,10 @@ import pytest
 
 from registry.serving.state import Desired, Report, StateFolder, Wanted, read_json, write_json
 
-DESIRED = Desired({7: Wanted("/a", "00"), 8: Wanted("/b", "11")}, 7, 8, 0.1, True)
-REPORT = Report(12, True, {7: 0.5}, {8: "it answers otherwise"}, 7, None)
+DESIRED = Desired(
+    {"7.1": Wanted(7, "/a", "00"), "8.2": Wanted(8, "/b", "11")}, "7.1", "8.2", 0.1, True
+)
+REPORT = Report(12, True, {"7.1": 0.5}, {"8.2": "it answers otherwise"}, 7, None)
 
 
 @pytest.fixture
@@ -80,5 +82,9 @@ def test_of_the_private_copies_those_that_answer_and_the_last_few_stay(
         folder.release(version).mkdir()
         os.utime(folder.release(version), (version, version))
     (folder.releases / ".9.new").mkdir()
-    folder.keep_releases([1], spare=2)
-    assert sorted(path.name for path in folder.releases.iterdir()) == [".9.new", "1", "6", "7"]
+    for name in ("1-0123456789ab", "1-ba9876543210"):
+        (folder.releases / name).mkdir()
+        os.utime(folder.releases / name, (0, 0))
+    folder.keep_releases([folder.releases / "1-0123456789ab"], spare=2)
+    left = sorted(path.name for path in folder.releases.iterdir())
+    assert left == [".9.new", "1-0123456789ab", "6", "7"]
