@@ -28,12 +28,20 @@ SHARED = ("workers", "swept", "tracking")
 """Fixtures that take long to make: the tests that have one run in one process, where two run."""
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+@pytest.hookimpl(wrapper=True)
+def pytest_collection_modifyitems(
+    config: pytest.Config, items: list[pytest.Item]
+) -> Iterator[None]:
     for item in items:
         used = [name for name in SHARED if name in getattr(item, "fixturenames", ())]
         # A file's fixtures are made once, too.
         group = used[0] if used else item.path.name
         item.add_marker(pytest.mark.xdist_group(group))
+    yield
+    is_grouped = getattr(config.option, "loadgroup", False)
+    if is_grouped and not all("@" in item.nodeid for item in items):
+        # It happened, and only made everything twice.
+        raise pytest.UsageError("pytest-xdist passes over the groups with this version of pytest")
 
 
 @dataclass(frozen=True, slots=True)
