@@ -28,7 +28,7 @@ serve: $(BIN)/.ready  ## Serve NAME's champion on PORT (5001), and follow its al
 	$(BIN)/python -m registry.serve $(NAME) --port $(PORT) $(ARGS)
 
 test: $(BIN)/.dev     ## Run the tests that need nothing but Python.
-	$(BIN)/python -m pytest -q -n 2 --dist loadgroup -m "not system" $(ARGS)
+	$(BIN)/python -m pytest -q -n 2 --dist loadgroup --no-loadscope-reorder -m "not system" $(ARGS)
 
 test-system: $(BIN)/.dev  ## Run the tests that need a system program (a browser).
 	@$(BIN)/python tests/system_programs.py

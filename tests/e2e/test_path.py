@@ -25,7 +25,7 @@ def serve_command(swept: Swept) -> str:
     done = swept.type(swept.printed_command("registry.promote digits-classifier"))
     assert done.returncode == 0, done.stderr
     assert "digits-classifier version 1 is champion" in done.stdout
-    assert "\n  python -m registry.serve digits-classifier\n" in done.stdout
+    assert "python -m registry.serve digits-classifier\n" in done.stdout
     (line,) = [line.strip() for line in done.stdout.splitlines() if "models serve" in line]
     return line
 

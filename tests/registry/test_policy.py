@@ -146,7 +146,7 @@ def test_a_file_that_cannot_be_read_is_named(kind: str, tmp_path: Path) -> None:
 def policies(draw: st.DrawFn) -> Policy:
     numbers = st.floats(-1e6, 1e6, allow_nan=False)
     words = st.lists(
-        st.text(st.characters(exclude_characters="\0"), min_size=1, max_size=9),
+        st.text(st.characters(codec="utf-8", exclude_characters="\0"), min_size=1, max_size=9),
         min_size=1,
         max_size=3,
     )
