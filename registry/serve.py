@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import time
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
     from registry.serving.state import Role, StateFolder
 
 CHALLENGER = "challenger"
+PATIENCE_S = 5.0
+"""How long a port may be taken still after its holder was killed: its threads end one by one."""
 
 
 @dataclass(frozen=True)
@@ -88,8 +91,7 @@ def _main(options: Options) -> int:
     catalog = Catalog(open_store_client(settings))
     known = _find_known(catalog, name, alias)
     folder = StateFolder.of(settings.home, name, alias, options.port)
-    _end_left_behind(folder)
-    _check_ports(options)
+    _check_ports(options, patience_s=PATIENCE_S if _end_left_behind(folder) else 0.0)
     if known is False and not folder.path.is_dir():
         raise MlopsError(
             "the registry does not answer, and no copy of a release is kept here. Try again when "
@@ -158,26 +160,30 @@ def _check_port_numbers(options: Options) -> None:
         raise UsageError(f"--port and --metrics-port are both {options.port}; expected two.")
 
 
-def _end_left_behind(folder: StateFolder) -> None:
-    """Ends the server of a parent that was killed: it may hold the port still."""
+def _end_left_behind(folder: StateFolder) -> bool:
+    """Ends the server of a parent that was killed; True where there was one."""
     from mlops.lease import try_lock
     from registry.serving.group import end_left_behind
 
     lock = try_lock(folder.lock) if folder.lock.exists() else None
     if lock is None:
-        return
+        return False
     try:
-        if end_left_behind(folder):
-            say("a server that was left behind by a killed one was ended.")
+        was_there = end_left_behind(folder)
     finally:
         os.close(lock)
+    if was_there:
+        say("a server that was left behind by a killed one was ended.")
+    return was_there
 
 
-def _check_ports(options: Options) -> None:
+def _check_ports(options: Options, patience_s: float) -> None:
     from registry.serving.server import check_port
 
+    deadline = time.monotonic() + patience_s
     for option, port in _ports(options).items():
-        reason = check_port(options.host, port)
+        while (reason := check_port(options.host, port)) and time.monotonic() < deadline:
+            time.sleep(0.1)
         if reason is not None:
             raise UsageError(
                 f"cannot listen on {options.host} port {port} ({reason}); expected a free port. "
