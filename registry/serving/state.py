@@ -139,9 +139,6 @@ class StateFolder:
     def group(self) -> Path:
         return self.path / "group.json"
 
-    def release(self, version: int) -> Path:
-        return self.releases / str(version)
-
     def create(self) -> None:
         """Makes the folder, for this user alone."""
         self.path.mkdir(mode=0o700, parents=True, exist_ok=True)

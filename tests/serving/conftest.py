@@ -11,7 +11,17 @@ import pytest
 from mlops.mlflow_store import open_store_client
 from registry.alias import Registry, open_registry
 from registry.promote import promote
+from registry.serving.state import StateFolder
 from tests.registry.sides import NAME, Sides, make_dataset, probe_sides, settings_for
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> StateFolder:
+    """An empty state folder, as the parent makes it before it starts workers."""
+    made = StateFolder(tmp_path / "state")
+    made.create()
+    made.clean()
+    return made
 
 
 @pytest.fixture(scope="module")

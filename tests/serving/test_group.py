@@ -27,14 +27,6 @@ SLEEPS = "import time; time.sleep(60)"
 
 
 @pytest.fixture
-def folder(tmp_path: Path) -> StateFolder:
-    made = StateFolder(tmp_path / "state")
-    made.create()
-    made.clean()
-    return made
-
-
-@pytest.fixture
 def lock(folder: StateFolder) -> Iterator[int]:
     """This process is the parent."""
     fd = try_lock(folder.lock)

@@ -30,14 +30,6 @@ def never(pid: int) -> None:
 
 
 @pytest.fixture
-def folder(tmp_path: Path) -> StateFolder:
-    made = StateFolder(tmp_path / "state")
-    made.create()
-    made.clean()
-    return made
-
-
-@pytest.fixture
 def rollout(folder: StateFolder) -> Rollout:
     made = Rollout(folder, 0.1, shadow=False, clock=lambda: TIME[0])
     made.begin(accepted(7))

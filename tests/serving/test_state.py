@@ -67,20 +67,20 @@ def test_a_clean_folder_forgets_the_workers_and_keeps_what_was_accepted(
     folder.write_report(REPORT)
     folder.write_desired(DESIRED)
     write_json(folder.path / "seen.json", {"champion": {"version": 8, "number": 3}})
-    folder.release(8).mkdir()
+    (folder.releases / "8").mkdir()
     folder.clean()
     assert folder.read_reports() == {}
     assert not folder.desired.exists()
     assert (folder.path / "seen.json").exists()
-    assert folder.release(8).is_dir()
+    assert (folder.releases / "8").is_dir()
 
 
 def test_of_the_private_copies_those_that_answer_and_the_last_few_stay(
     folder: StateFolder,
 ) -> None:
     for version in range(1, 8):
-        folder.release(version).mkdir()
-        os.utime(folder.release(version), (version, version))
+        (folder.releases / str(version)).mkdir()
+        os.utime((folder.releases / str(version)), (version, version))
     (folder.releases / ".9.new").mkdir()
     for name in ("1-0123456789ab", "1-ba9876543210"):
         (folder.releases / name).mkdir()

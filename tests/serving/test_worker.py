@@ -6,7 +6,6 @@ import gc
 import weakref
 from collections.abc import Mapping
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -38,14 +37,6 @@ def load(wanted: Wanted) -> Model:
 
 def meter(version: int, role: Role) -> Meter:
     return NOTHING
-
-
-@pytest.fixture
-def folder(tmp_path: Path) -> StateFolder:
-    made = StateFolder(tmp_path / "state")
-    made.create()
-    made.clean()
-    return made
 
 
 @pytest.fixture
