@@ -52,9 +52,13 @@ bench-serving: $(BIN)/.dev  ## Measure serving: servers side by side, alias move
 bench-scale: $(BIN)/.dev  ## Run 10,000 trials of a millisecond and print what they cost; ARGS="--trials 1000" for fewer.
 	PATH="$(CURDIR)/$(BIN):$$PATH" python -m benchmarks.scale $(ARGS)
 
+# botocore, which the team's S3 store needs, wants python-dateutil below 3: one version for all three.
+COMPILE := uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header --no-annotate
+
 lock:         ## Resolve the dependencies anew (needs uv).
-	uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header --no-annotate pyproject.toml -o requirements.lock
-	uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header --no-annotate --extra dev -c requirements.lock pyproject.toml -o requirements-dev.lock
+	echo 'python-dateutil<3' | $(COMPILE) -c - pyproject.toml -o requirements.lock
+	$(COMPILE) --extra team -c requirements.lock pyproject.toml -o requirements-team.lock
+	$(COMPILE) --extra dev -c requirements.lock pyproject.toml -o requirements-dev.lock
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 14))' || { echo "Python 3.11 to 3.13 is needed; say which: make setup PYTHON=python3.12"; exit 1; }
