@@ -6,19 +6,21 @@ other distributions, without importing them by name. A line of the group is
 `<name> = "<module>:<callable>"`; the callable takes the settings and returns the store. It opens
 nothing that takes long: a server that is down is for `check` to tell.
 
-Now a store is asked for its health alone. Backup, restore and erasure are further methods of
-`Store`, to be added here with their meaning, and looped over by a program each as `mlops.doctor`
-does.
+What each program asks of all of them: `mlops.doctor` their health; `mlops.backup` and
+`mlops.restore` a copy; `mlops.upgrade` the schema of this version; `mlops.clean` what is old and
+nobody needs; `mlops.erase` what came from a dataset.
 """
 
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Set
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from datetime import datetime
 from importlib import metadata
 from pathlib import Path
-from typing import Protocol
+from typing import NoReturn, Protocol
 
 from mlops.settings import Settings
 
@@ -54,12 +56,44 @@ class Health:
     findings: tuple[Finding, ...] = ()
 
 
+@dataclass(frozen=True, slots=True, order=True)
+class Item:
+    """Something that a store keeps and that can be taken out of it.
+
+    Attributes:
+        kind: "alias", "model version", "run", "study", "journal", "dataset", ...
+        key: Names it among its kind, for programs: a run's id, "NAME/VERSION", a fingerprint.
+        label: Names it for people.
+        held_by: The alias that depends on it, as NAME@ALIAS; None if none does.
+    """
+
+    kind: str
+    key: str
+    label: str
+    held_by: str | None = None
+
+
 class Store(Protocol):
-    """Something that keeps state under the settings it was made with."""
+    """Something that keeps state under the settings it was made with.
+
+    A backup is laid out as an embedded home, whatever the settings name: `MLOPS_HOME=BACKUP` opens
+    it, and a backup of PostgreSQL and S3 may be restored into an embedded home, or the other way
+    round. Each store writes and reads its own part of it.
+    """
 
     @property
     def name(self) -> str:
         """One lower-case word, the store's name in the group."""
+        ...
+
+    @property
+    def rank(self) -> int:
+        """Who is asked first, of backup, clean and erase: lower before higher.
+
+        What refers to others has a lower rank than what it refers to: since it is copied first, a
+        copy refers to nothing that came later; since it is taken out first, nothing is left that
+        refers to what is gone.
+        """
         ...
 
     def check(self) -> Health:
@@ -67,6 +101,76 @@ class Store(Protocol):
 
         What is not there yet is no finding. May raise whatever comes; the caller makes a finding
         of it.
+        """
+        ...
+
+    def hold(self) -> AbstractContextManager[None]:
+        """Keeps moves that touch several stores from beginning and ending while the block runs.
+
+        The block takes seconds: `backup_records` of all stores runs in it.
+        """
+        ...
+
+    def backup_records(self, home: Path) -> None:
+        """Copies, as of one moment, what changes: rows of databases, journals."""
+        ...
+
+    def backup_files(self, home: Path) -> None:
+        """Copies what never changes once it is there: artifacts, datasets, keys.
+
+        Called after all records are copied and no longer held, so it may take long.
+        """
+        ...
+
+    def restore(self, home: Path) -> None:
+        """Brings a backup to where the settings name; what is there already is refused before.
+
+        Raises:
+            MlopsError: there is something already, or the backup is of another version.
+        """
+        ...
+
+    def upgrade(self) -> str:
+        """Brings what is kept to the format of this version; makes it where it is not there.
+
+        Returns:
+            What was done, in a few words: "schema a1 -> b2", "made", "up to date".
+
+        Raises:
+            MlopsError: somebody writes to it now; says who.
+        """
+        ...
+
+    def needs(self) -> set[tuple[str, str]]:
+        """Returns kind and key of what must stay because something here refers to it."""
+        ...
+
+    def clean(
+        self, before: datetime, keep_best: int, needed: Set[tuple[str, str]], *, dry: bool
+    ) -> list[Item]:
+        """Takes out what is older than `before`, is not among the best, and is not needed.
+
+        Args:
+            before: Aware; what ended later stays.
+            keep_best: Trials of each study that stay whatever their age.
+            needed: What all stores said that must stay.
+            dry: Only tell.
+
+        Returns:
+            What was, or would be, taken out.
+        """
+        ...
+
+    def find(self, dataset: str) -> list[Item]:
+        """Returns what is kept here of a dataset, by its fingerprint, and of what came from it."""
+        ...
+
+    def erase(self, dataset: str, replace: Mapping[str, int]) -> None:
+        """Takes out what `find` finds, so that its bytes are gone; may be repeated.
+
+        Args:
+            dataset: The fingerprint.
+            replace: The release that an alias goes to before, by NAME@ALIAS.
         """
         ...
 
@@ -79,6 +183,9 @@ class UnopenedStore:
     error: Exception
 
     def check(self) -> Health:
+        raise self.error
+
+    def __getattr__(self, name: str) -> NoReturn:
         raise self.error
 
 
