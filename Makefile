@@ -30,7 +30,7 @@ serve: $(BIN)/.ready  ## Serve NAME's champion on PORT (5001), and follow its al
 test: $(BIN)/.dev     ## Run the tests that need nothing but Python.
 	$(BIN)/python -m pytest -q -n 2 --dist loadgroup --no-loadscope-reorder -m "not system" $(ARGS)
 
-test-system: $(BIN)/.dev  ## Run the tests that need a system program (a browser).
+test-system: $(BIN)/.dev  ## Run the tests that need a system program (a browser, HAProxy).
 	@$(BIN)/python tests/system_programs.py
 	$(BIN)/python -m pytest -q -m system $(ARGS)
 

@@ -70,7 +70,7 @@ def register(settings: Settings, name: str, dataset: Dataset, folders: Sequence[
         upload,
     )
 
-    open_dataset_store(settings.datasets_url).put(dataset)
+    open_dataset_store(settings).put(dataset)
     client = open_store_client(settings)
     experiment = ensure_experiment(client, dataset.name)
     ensure_registered_model(client, f"{name}-candidates")

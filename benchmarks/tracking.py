@@ -253,7 +253,7 @@ def time_trials(rounds: int, command: str) -> None:
     seconds: dict[str, list[float]] = defaultdict(list)
     with tempfile.TemporaryDirectory() as home:
         settings = Settings.from_env({"MLOPS_HOME": home})
-        open_dataset_store(settings.datasets_url).put(dataset)
+        open_dataset_store(settings).put(dataset)
         config = SweepConfig(trials=10 * rounds, epochs=EPOCHS)
         search = open_search(
             open_storage(settings.study_url),
@@ -290,6 +290,7 @@ def time_trials(rounds: int, command: str) -> None:
                 epochs=EPOCHS,
                 dataset_fingerprint=dataset.fingerprint,
                 datasets_url=settings.datasets_url,
+                datasets_folder=settings.datasets_folder,
                 name=f"cnn-{ask.number:05d}",
                 journal_folder=Path(home) / "journal" / "bench",
                 run_key=new_run_key(),

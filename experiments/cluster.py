@@ -1,4 +1,7 @@
-"""Where trials run: worker processes on this machine, by Dask, that live as long as the sweep."""
+"""Where trials run: worker processes on this machine, by Dask, that live as long as the sweep.
+
+`experiments.remote_cluster` has the other place: the workers of a cluster that runs already.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +17,7 @@ import time
 import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import psutil
 
@@ -30,17 +33,66 @@ GROWTH_BYTES = 2**30
 """What a worker may hold more than after its first call, before a fresh process takes its place.
 TensorFlow keeps some megabytes of each network that was ever built (docs/benchmarks.md)."""
 
+KILLED = "the worker's process was killed (out of memory is the usual cause)"
+
 
 class WorkerDiedError(MlopsError):
     """The process that ran a call was killed, or killed itself (out of memory)."""
 
 
+class Workers(Protocol):
+    """Worker processes that calls run in. One call a worker at a time is the caller's duty.
+
+    A call is run once or not at all; one whose worker is gone is never run again.
+    """
+
+    def n_alive(self) -> int:
+        """Counts the workers that can take a call now, those that run one too."""
+        ...
+
+    def n_joining(self) -> int:
+        """Counts the workers that are there, and may soon take a call."""
+        ...
+
+    def submit(self, call: Callable[..., Any], *args: Any) -> Any:
+        """Starts a call; returns a ticket that `next_done` gives back."""
+        ...
+
+    def next_done(self, timeout_s: float) -> Any | None:
+        """Returns the ticket of a call that has ended, or None after the time is over."""
+        ...
+
+    def result(self, ticket: Any) -> Any:
+        """Returns what the call returned, or raises what it raised.
+
+        Raises:
+            WorkerDiedError: the worker is gone, or is given up.
+        """
+        ...
+
+    def call(self, function: Callable[..., Any], *args: Any) -> Any:
+        """Runs one call and waits for it."""
+        ...
+
+    def end_silent(self, silent_s: float = SILENT_S) -> None:
+        """Ends or gives up workers that have given no sign of life; to be asked again and again.
+
+        Raises:
+            MlopsError: all of them are out of reach.
+        """
+        ...
+
+    def kill(self) -> None:
+        """Ends what is out at once. Of no use afterwards."""
+        ...
+
+
 class Cluster:
-    """Runs calls in worker processes. One call a worker at a time is the caller's duty.
+    """The `Workers` of this machine.
 
     A call whose worker dies is never repeated: it would run again on the same Optuna trial and mix
     two attempts' reports. Dask does repeat one whose worker died with a result that nobody had
-    fetched; so the result is kept in a file too, and found there (`_run_once`).
+    fetched; so the result is kept in a file too, and found there (`run_once`).
     """
 
     def __init__(self, client: Any, cluster: Any) -> None:
@@ -61,10 +113,13 @@ class Cluster:
         """Counts the workers that are there now; one that was killed is started anew in seconds."""
         return len(self._cluster.scheduler.workers)
 
+    def n_joining(self) -> int:
+        return 0
+
     def submit(self, call: Callable[..., Any], *args: Any) -> Any:
         """Starts a call; returns a ticket that `next_done` gives back."""
         place = self._results / str(next(self._numbers))
-        future = self._client.submit(_run_once, place, call, *args, pure=False, retries=0)
+        future = self._client.submit(run_once, place, call, *args, pure=False, retries=0)
         self._out[future.key] = place
         future.add_done_callback(self._done.put)
         return future
@@ -88,9 +143,8 @@ class Cluster:
         self._taken[ticket.key] = self._out.pop(ticket.key)
         try:
             found = ticket.result()
-        except (KilledWorker, FutureCancelledError, _RepeatedError) as err:
-            killed = "the worker's process was killed (out of memory is the usual cause)"
-            raise WorkerDiedError(self._ends.pop(ticket.key, killed)) from err
+        except (KilledWorker, FutureCancelledError, RepeatedError) as err:
+            raise WorkerDiedError(self._ends.pop(ticket.key, KILLED)) from err
         self._renew_grown(ticket.key)
         ticket.release()
         self._forget_taken()
@@ -155,25 +209,25 @@ class Cluster:
                 self._client.sync(nanny.kill, timeout=0.5)
 
 
-class _RepeatedError(Exception):
+class RepeatedError(Exception):
     """A call was to run a second time."""
 
 
-def _run_once(place: Path, call: Callable[..., Any], *args: Any) -> Any:
+def run_once(place: Path, call: Callable[..., Any], *args: Any) -> Any:
     """Runs a call in a worker; asked again, returns what it returned.
 
     Args:
         place: A file of this call's own: empty from its beginning on, its result once it has ended.
 
     Raises:
-        _RepeatedError: it is asked again, and the first time did not end.
+        RepeatedError: it is asked again, and the first time did not end.
     """
     try:
         place.touch(exist_ok=False)
     except FileExistsError:
         if kept := place.read_bytes():
             return pickle.loads(kept)
-        raise _RepeatedError from None
+        raise RepeatedError from None
     result = call(*args)
     draft = place.with_suffix(".draft")
     draft.write_bytes(pickle.dumps(result))

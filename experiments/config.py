@@ -79,7 +79,9 @@ class SweepConfig:
     seed: int = 0
     """Decides initial weights, the order of rows, and what the sampler proposes."""
     workers: int | None = None
-    """Processes that train at the same time; by default one a core, at most 8."""
+    """Processes that train at the same time; by default one a core, at most 8; of a cluster all."""
+    cluster: str | None = None
+    """A Dask cluster to train on: tcp://HOST:8786 or a scheduler file. It must see MLOPS_HOME."""
     threads: int = 1
     """Threads a trial computes with. Part of what decides its weights."""
 
@@ -145,10 +147,10 @@ class SweepConfig:
     def fingerprint(self, dataset_fingerprint: str, architecture: str) -> str:
         """Returns 16 hex digits of what decides a study's trials and its candidate.
 
-        How long it goes on and on how many workers (`trials`, `timeout_s`, `workers`) may change
-        between two tries of one study; names do not matter. A sampler or pruner that is what "auto"
-        stands for counts as "auto", so that more trials may be asked for although they make it
-        stand for another.
+        How long it goes on and on which workers (`trials`, `timeout_s`, `workers`, `cluster`) may
+        change between two tries of one study; names do not matter. A sampler or pruner that is what
+        "auto" stands for counts as "auto", so that more trials may be asked for although they make
+        it stand for another.
 
         Args:
             dataset_fingerprint: Of the dataset, with the options it was read with.

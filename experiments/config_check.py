@@ -17,6 +17,7 @@ from experiments.objectives import are_several, parse_objectives, parse_requirem
 from mlops.errors import UsageError, choose
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.\- ]*")
+_CLUSTER = re.compile(r"(tcp|tls|ws|wss|ucx)://\S+:\d+|.+\.json")
 _OWN = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*")
 
 
@@ -54,6 +55,12 @@ def find_wrong(config: SweepConfig, spell: Callable[[str], str] = as_flag) -> li
                 f"{spell(name)} may hold letters, digits, '.', '_', '-' and spaces and begins "
                 f"with a letter or digit, got {value!r}"
             )
+    cluster = sound.get("cluster")
+    if cluster is not None and not _CLUSTER.fullmatch(cluster):
+        wrong.append(
+            f"{spell('cluster')} must be a Dask scheduler's address, as tcp://HOST:8786, or its "
+            f"file, as scheduler.json; got {cluster!r}"
+        )
     if sound.get("warm_start") is not None and sound.get("warm_start") == sound.get("study"):
         wrong.append(f"{spell('warm_start')} and {spell('study')} name the same sweep")
     wrong += _find_wrong_goals(sound, spell)

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments.architectures import Description, Params
-from experiments.cluster import Cluster, WorkerDiedError
+from experiments.cluster import WorkerDiedError, Workers
 from experiments.config import SweepConfig
 from experiments.config_file import write_config
 from experiments.finals import Chosen, Final, Finals
@@ -64,7 +64,7 @@ class Driver:
     settings: Settings
     dataset: Dataset
     sweep_id: str
-    cluster: Cluster
+    cluster: Workers
     progress: Progress
     runs: SweepRuns
     drain: Drain
@@ -98,6 +98,7 @@ class Driver:
                     "home": home_of(self.settings),
                     "experiment": self.runs.experiment,
                     "architecture_path": description.path,
+                    "dataset_fingerprint": self.dataset.fingerprint,
                     "config_fingerprint": self.config.fingerprint(
                         self.dataset.fingerprint, description.path
                     ),
@@ -143,7 +144,8 @@ class Driver:
             pending = self._pending_finals()
             if not pending and not self._finals_out:
                 return False
-            if pending and len(self._finals_out) < self._n_alive():
+            n_alive = self._n_alive()
+            if pending and len(self._finals_out) < n_alive:
                 self._submit_final(*pending[0])
             else:
                 ticket = self.cluster.next_done(timeout_s=0.2)
@@ -157,16 +159,19 @@ class Driver:
         """Counts live workers.
 
         Raises:
-            MlopsError: there has been none for too long.
+            MlopsError: there has been none for too long, or all are out of reach.
         """
         self.cluster.end_silent()
         n_alive = self.cluster.n_alive()
-        if n_alive > 0:
+        if n_alive > 0 or self.cluster.n_joining() > 0:
             self._seen_alive = time.monotonic()
         elif time.monotonic() - self._seen_alive > NO_WORKER_S:
+            where = f"their log is in {self.settings.home / 'logs'}"
+            if self.config.cluster is not None:
+                where = f"look at those of {self.config.cluster}"
             raise MlopsError(
-                f"no worker has started for {NO_WORKER_S:.0f} s; their log is in "
-                f"{self.settings.home / 'logs'}. The same command goes on with the sweep."
+                f"no worker has started for {NO_WORKER_S:.0f} s; {where}. "
+                "The same command goes on with the sweep."
             )
         return n_alive
 
@@ -265,6 +270,7 @@ class Driver:
             epochs=self.config.epochs,
             dataset_fingerprint=self.dataset.fingerprint,
             datasets_url=self.settings.datasets_url,
+            datasets_folder=self.settings.datasets_folder,
             name=f"{search.description.name}-{name}",
             journal_folder=self.runs.journal.folder,
             run_key=run.key,

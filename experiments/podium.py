@@ -20,6 +20,12 @@ PROGRAMS = {
     "server": ("mlops.server", "run the embedded tracking server and its UI"),
     "doctor": ("mlops.doctor", "say what is wrong here, and the command that mends it"),
     "sync": ("mlops.sync", "deliver what dead processes left in the journal"),
+    "init": ("mlops.init", "make what a team's stack needs: secrets, databases, accounts"),
+    "backup": ("mlops.backup", "copy all that is kept here to a folder, while it is used"),
+    "restore": ("mlops.restore", "bring a backup to where the settings name"),
+    "upgrade": ("mlops.upgrade", "bring the databases to the schema of this version, or make them"),
+    "clean": ("mlops.clean", "take out what is old, not among the best, and needed by no release"),
+    "erase": ("mlops.erase", "show all that came from a dataset, and erase it for good"),
 }
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from experiments.built_in import architecture_path
@@ -12,7 +13,7 @@ from mlops.settings import Settings
 
 if TYPE_CHECKING:
     from experiments.architectures import Description
-    from experiments.cluster import Cluster
+    from experiments.cluster import Workers
     from experiments.progress import Progress
     from mlops.data import Dataset
 
@@ -30,6 +31,27 @@ def load_data(config: SweepConfig) -> Dataset:
         data_dir=config.data_dir,
         split_seed=config.split_seed,
     )
+
+
+def check_cluster(config: SweepConfig, settings: Settings) -> None:
+    """Refuses a cluster that cannot keep the sweep's record, before anything starts.
+
+    Raises:
+        UsageError: studies are kept in SQLite, or the scheduler's file is not there.
+    """
+    if config.cluster is None:
+        return
+    if settings.study_url.startswith("sqlite"):
+        raise UsageError(
+            "--cluster needs a study database that is a server; expected MLOPS_STUDY_URL as "
+            "postgresql+psycopg://USER@HOST/studies, got SQLite, which workers of several hosts "
+            "cannot share. Set it, or leave --cluster out to train on this machine."
+        )
+    if config.cluster.endswith(".json") and not Path(config.cluster).is_file():
+        raise UsageError(
+            f"--cluster: there is no scheduler file {config.cluster!r}; expected the one that "
+            "`dask scheduler --scheduler-file FILE` wrote."
+        )
 
 
 def check_warm_start(config: SweepConfig, settings: Settings) -> None:
@@ -79,11 +101,14 @@ def check_study(config: SweepConfig, settings: Settings, dataset: Dataset) -> No
 
 def introduce(config: SweepConfig, dataset: Dataset) -> str:
     counts = dataset.counts()
+    where = f"Starting {config.n_workers} worker(s)."
+    if config.cluster is not None:
+        where = f"Using {config.workers or 'all'} worker(s) of {config.cluster}."
     return (
         f"{dataset.name}: {len(dataset.y)} {_rows_in_words(dataset)}, "
         f"{len(dataset.class_names)} classes; {counts['train']} to train, "
         f"{counts['val']} to validate, {counts['test']} to test. "
-        f"Starting {config.n_workers} worker(s)."
+        f"{where}"
     )
 
 
@@ -99,7 +124,7 @@ def _rows_in_words(dataset: Dataset) -> str:
 
 
 def describe_all(
-    config: SweepConfig, dataset: Dataset, cluster: Cluster, progress: Progress
+    config: SweepConfig, dataset: Dataset, cluster: Workers, progress: Progress
 ) -> list[Description]:
     """Lets a worker describe each architecture, and narrows its space as the config says.
 

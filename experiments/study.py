@@ -403,6 +403,11 @@ def open_search(
 
 def _check_same(study: optuna.Study, description: Description, config_fingerprint: str) -> None:
     known = study.user_attrs
+    if known.get("cleaned"):  # what is asked for next would get the number of one that is there
+        raise UsageError(
+            f"trials of the study {study.study_name!r} were taken out (python -m mlops.clean), so "
+            f"no more can be asked for. Give another --study, with --warm-start {study.study_name}."
+        )
     if known.get("config_fingerprint") != config_fingerprint:
         raise UsageError(
             f"the study {study.study_name!r} was begun with another dataset or config. "

@@ -6,15 +6,17 @@ the others, journals and locks are elsewhere.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Set
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
-from mlops.database_check import Database, check_database, find_package, in_shell
+from mlops.database_check import Database, check_database, find_package
 from mlops.program import command_line
 from mlops.settings import Settings
-from mlops.stores import Finding, Health
+from mlops.stores import Finding, Health, Item, Steps
 from mlops.tracking_store import check_backend
 
 if TYPE_CHECKING:
@@ -27,6 +29,9 @@ class StudyStore:
 
     settings: Settings
     name: str = "studies"
+    rank: int = 2
+    # What PostgreSQL's other logins may do than who owns the tables (mlops.team.databases).
+    grants: ClassVar[Mapping[str, Mapping[str, str]]] = {"promoter": {"*": "SELECT"}}
 
     def check(self) -> Health:
         from experiments.pairs import find_unpaired
@@ -48,6 +53,64 @@ class StudyStore:
         says = f"{len(sweeps)} sweep(s)" if sweeps else "none yet"
         compared = "" if ready or not mine else "; not compared with MLflow, which has no answer"
         return Health(says + compared, tuple(Finding(self.name, *one) for one in wrong))
+
+    def hold(self) -> AbstractContextManager[None]:
+        from experiments.study_copy import hold
+
+        return hold(self.settings)
+
+    def backup_records(self, home: Path) -> Steps:
+        from experiments.study_copy import back_up_records
+
+        return back_up_records(self.settings, home)
+
+    def backup_files(self, home: Path) -> None:
+        from experiments.study_copy import back_up_files
+
+        back_up_files(self.settings, home)
+
+    def restore(self, home: Path) -> Steps:
+        from experiments.study_copy import restore
+
+        return restore(self.settings, home)
+
+    def writers(self) -> list[str]:
+        from experiments.study_upgrade import find_study_writers
+
+        return find_study_writers(self.settings)
+
+    def upgrade(self) -> str:
+        from experiments.study_upgrade import upgrade_studies
+
+        return upgrade_studies(self.settings)
+
+    def needs(self, gone: Set[tuple[str, str]] = frozenset()) -> set[tuple[str, str]]:
+        from experiments.study_removal import DATASET
+        from experiments.study_rows import read_studies
+
+        there = [
+            one
+            for one in read_studies(self.settings.study_url)
+            if ("study", one.name) not in gone and DATASET in one.attrs
+        ]
+        return {("dataset", one.attrs[DATASET]) for one in there}
+
+    def clean(
+        self, before: datetime, keep_best: int, needed: Set[tuple[str, str]], *, dry: bool
+    ) -> list[Item]:
+        from experiments.study_retention import clean_studies
+
+        return clean_studies(self.settings, before, keep_best, needed, dry=dry)
+
+    def find(self, dataset: str) -> list[Item]:
+        from experiments.study_removal import find_studies_of
+
+        return find_studies_of(self.settings, dataset)
+
+    def erase(self, dataset: str, replace: Mapping[str, int]) -> None:
+        from experiments.study_removal import erase_studies
+
+        erase_studies(self.settings, dataset)
 
     def _read_sweeps(self) -> list[SweepStatus]:
         from experiments.overview import open_overview
@@ -99,12 +162,11 @@ class StudyStore:
 
 
 def _database(url: str) -> Database:
-    upgrade = command_line("optuna", "storage", "upgrade", "--storage")
     return Database(
         store="studies",
         what="studies",
         url=url,
         setting="MLOPS_STUDY_URL",
         revisions=find_package("optuna") / "storages" / "_rdb" / "alembic" / "versions",
-        upgrade=f"{upgrade} {in_shell(url, 'MLOPS_STUDY_URL')}",
+        upgrade=command_line("python", "-m", "mlops.upgrade"),
     )

@@ -7,6 +7,7 @@ submits to workers and tells Optuna, until every study has its trials. It import
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import sys
 import tempfile
 import time
@@ -20,6 +21,7 @@ import tyro
 
 from experiments.config import SweepConfig
 from experiments.preparation import (
+    check_cluster,
     check_study,
     check_warm_start,
     describe_all,
@@ -31,7 +33,7 @@ from mlops.program import answer, answer_json, command_line, run_program, say
 from mlops.settings import Settings, quiet
 
 if TYPE_CHECKING:
-    from experiments.cluster import Cluster
+    from experiments.cluster import Workers
     from experiments.driver import Driver
     from experiments.progress import Progress
     from experiments.results import SweepResult
@@ -42,7 +44,7 @@ def run_sweep(
     config: SweepConfig,
     *,
     settings: Settings | None = None,
-    cluster: Cluster | None = None,
+    cluster: Workers | None = None,
     progress: Progress | None = None,
 ) -> SweepResult:
     """Runs a sweep to its end and returns what it found.
@@ -50,8 +52,8 @@ def run_sweep(
     Args:
         config: What to search.
         settings: Where things live; by default as the environment says.
-        cluster: Workers to use; by default `config.n_workers` are started on this machine and end
-            with the sweep.
+        cluster: Workers to use; by default those of `config.cluster`, or `config.n_workers` that
+            are started on this machine and end with the sweep.
         progress: Who is told how it goes; by default the terminal.
 
     Raises:
@@ -74,8 +76,10 @@ def run_sweep(
     began = time.monotonic()
     config.check()
     settings = settings or Settings.from_env()
+    check_cluster(config, settings)
     dataset = load_data(config)
-    store = open_dataset_store(settings.datasets_url)
+    store = open_dataset_store(settings)
+    store.reach()
     if config.warm_start is not None:
         check_warm_start(config, settings)
     if config.study is not None:
@@ -90,7 +94,8 @@ def run_sweep(
         for line in (introduce(config, dataset), *dataset.notes):
             progress.note(line)
         if cluster is None:
-            cluster = stack.enter_context(_start_workers(config, settings))
+            logs = settings.home / "logs"
+            cluster = stack.enter_context(_open_workers(config, settings, logs, progress.note))
         descriptions = describe_all(config, dataset, cluster, progress)
         store.put(dataset)
         if isinstance(dataset.x, np.memmap):  # the user's file may change; the store's does not
@@ -163,12 +168,16 @@ def _open_tracking(settings: Settings) -> Iterator[Callable[[], str]]:
         yield wait
 
 
-def _start_workers(
-    config: SweepConfig, settings: Settings
-) -> contextlib.AbstractContextManager[Cluster]:
+def _open_workers(
+    config: SweepConfig, settings: Settings, logs: Path, note: Callable[[str], None]
+) -> contextlib.AbstractContextManager[Workers]:
+    if config.cluster is not None:
+        from experiments.remote_cluster import open_remote_cluster
+
+        return open_remote_cluster(config, settings, note)
     from experiments.cluster import open_cluster
 
-    log = settings.home / "logs" / f"workers-{datetime.now(UTC):%Y%m%d-%H%M%S}.log"
+    log = logs / f"workers-{datetime.now(UTC):%Y%m%d-%H%M%S}.log"
     return open_cluster(config.n_workers, config.threads, log)
 
 
@@ -238,7 +247,7 @@ def _open_driver(
     settings: Settings,
     dataset: Dataset,
     sweep_id: str,
-    cluster: Cluster,
+    cluster: Workers,
     progress: Progress,
     server_url: Callable[[], str],
 ) -> Iterator[Driver]:
@@ -312,17 +321,18 @@ def _main(options: Options, typed: Sequence[str]) -> int:
 
 def _rehearse(config: SweepConfig, settings: Settings) -> str:
     """Returns what a sweep would do. Workers are asked, nothing is kept."""
-    from experiments.cluster import open_cluster
+    from experiments.progress import Lines
+    from mlops.dataset_store import open_dataset_store
 
     config.check()
+    check_cluster(config, settings)
     dataset = load_data(config)
+    open_dataset_store(settings).reach()
     lines = [introduce(config, dataset), *dataset.notes]
-    with (
-        tempfile.TemporaryDirectory() as scratch,
-        open_cluster(1, config.threads, Path(scratch) / "workers.log") as cluster,
-    ):
-        from experiments.progress import Lines
-
+    with tempfile.TemporaryDirectory() as scratch, contextlib.ExitStack() as stack:
+        alone = dataclasses.replace(config, workers=1)
+        logs = Path(scratch)
+        cluster = stack.enter_context(_open_workers(alone, settings, logs, lines.append))
         for one in describe_all(config, dataset, cluster, Lines()):
             lines.append(f"{one.name}: {config.trials} trials of {config.epochs} epochs over")
             lines += [f"  {name}: {space}" for name, space in one.space.items()]

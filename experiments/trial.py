@@ -3,19 +3,20 @@
 `run_trial` reports each epoch to the study (for pruning) and to the journal, and saves the network
 if it is the study's best so far. `run_final` does what comes after the search.
 
-Dask imports this module when a worker starts (`dask_setup`), so TensorFlow is imported once a
-worker and no trial waits for it.
+Dask imports this module when a worker starts (`dask_setup`; `dask worker --preload`), so TensorFlow
+is imported once a worker and no trial waits for it.
 """
 
 from __future__ import annotations
 
 import contextlib
 import functools
+import importlib
 import math
 import os
 import signal
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal
@@ -24,10 +25,13 @@ from experiments.architectures import Params, open_architecture
 from experiments.checkpoint import Checkpoint
 from experiments.goals import Goals
 from experiments.objectives import measure_costs
+from experiments.same_code import hash_sources
 from experiments.training import OnEpoch, Trained, train
+from experiments.wanted import check_wanted
 from mlops.data import Dataset
-from mlops.dataset_store import open_dataset_store
+from mlops.dataset_store import open_datasets
 from mlops.journal import Journal
+from mlops.settings import quiet
 from mlops.system_metrics import SystemMetrics
 from mlops.tracking import Run, Status
 
@@ -42,6 +46,7 @@ class Training:
     """What a worker needs to train a network and to tell of it: small, and nothing but data.
 
     Attributes:
+        datasets_folder: Where copies of datasets lie that are kept on S3.
         name: Of the journal file, unique in the sweep.
         network: Where to save it.
         checkpoint: Where an attempt that was cut short left how far it came.
@@ -54,6 +59,7 @@ class Training:
     epochs: int
     dataset_fingerprint: str
     datasets_url: str
+    datasets_folder: Path
     name: str
     journal_folder: Path
     run_key: str
@@ -72,7 +78,7 @@ class TrialTask:
 
     training: Training
     study: str
-    study_url: str
+    study_url: str = field(repr=False)  # Dask logs what it cannot run
     trial_id: int
     pruner: Any
     goals: Goals
@@ -134,7 +140,9 @@ Fit = Callable[[Training, OnEpoch, bool], Fitted]
 def fit_network(training: Training, on_epoch: OnEpoch, refit: bool) -> Fitted:
     """The `Fit` of every sweep: the architecture's network, by Keras."""
     architecture = open_architecture(training.architecture)
-    dataset = _open_dataset(training.datasets_url, training.dataset_fingerprint)
+    dataset = _open_dataset(
+        training.datasets_url, training.datasets_folder, training.dataset_fingerprint
+    )
     trained = train(
         architecture,
         training.params,
@@ -190,7 +198,7 @@ def run_final(task: FinalTask, fit: Fit = fit_network) -> TrialResult:
 
 
 def _tell(training: Training, run_it: Callable[[Run], TrialResult]) -> TrialResult:
-    """Runs a training and ends its run as it went."""
+    """Runs a training and ends its run as it went; its driver does, where nobody waits for it."""
     with Journal(training.journal_folder, training.name) as journal:
         run = Run(journal, training.run_key)
         with SystemMetrics(run.log_metrics):
@@ -214,6 +222,7 @@ def _run_trial(task: TrialTask, run: Run, fit: Fit) -> TrialResult:
     trial.set_user_attr("started", True)
 
     def on_epoch(epoch: int, metrics: dict[str, float]) -> bool:
+        check_wanted()
         run.log_metrics(metrics, step=epoch)
         value = metrics[training.objective]
         if goals.is_multi or not math.isfinite(value):
@@ -263,6 +272,7 @@ def _run_final(task: FinalTask, run: Run, fit: Fit) -> TrialResult:
     training = task.training
 
     def on_epoch(epoch: int, metrics: dict[str, float]) -> bool:
+        check_wanted()
         run.log_metrics(metrics, step=epoch)
         return False
 
@@ -315,14 +325,12 @@ def _open_storage(url: str) -> Any:
 
 
 @functools.lru_cache(maxsize=1)
-def _open_dataset(url: str, fingerprint: str) -> Dataset:
-    return open_dataset_store(url).get(fingerprint)
+def _open_dataset(url: str, copies: Path, fingerprint: str) -> Dataset:
+    return open_datasets(url, copies).get(fingerprint)
 
 
 def set_up_process(threads: int) -> None:
     """Imports Keras with `threads` threads. The first act in a process: later it has no effect."""
-    from mlops.settings import quiet
-
     quiet()
     import keras
 
@@ -349,5 +357,17 @@ def leave_terminal() -> None:
 
 def dask_setup(worker: Any) -> None:
     """Dask calls this when a worker process starts."""
-    leave_terminal()
-    set_up_process(int(os.environ.get(THREADS_VARIABLE, "1")))
+    if worker.nanny:  # without one this process is what a person started, and ends with Ctrl-C
+        leave_terminal()
+    threads = os.environ.get(THREADS_VARIABLE)
+    if threads is not None:
+        set_up_process(int(threads))
+        return
+    # A worker of a cluster that runs already: which sweeps come, with how many threads, is not
+    # known yet (`experiments.joining`).
+    quiet()
+    hash_sources()
+    # Dask samples the stack of a running call 100 times a second: a fifth of a trial's time.
+    for name in ("profile", "profile-cycle"):
+        worker.periodic_callbacks.pop(name, None)
+    importlib.import_module("keras")

@@ -8,12 +8,14 @@ used.
 from __future__ import annotations
 
 import base64
+import functools
 import http.client
 import json
 import os
+import ssl
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 from urllib.parse import SplitResult, urlsplit
 
@@ -25,7 +27,7 @@ from mlops.errors import MlopsError
 FIRST_WAIT_S: Final = 0.1
 """How long after the first failure to try again; twice as long after each further one."""
 
-_CLASSES: Final = {"http": http.client.HTTPConnection, "https": http.client.HTTPSConnection}
+_SCHEMES: Final = ("http", "https")
 _open = threading.local()
 
 
@@ -58,6 +60,7 @@ def predict(
     timeout_s: float = 30.0,
     retries: int = 3,
     headers: Mapping[str, str] | None = None,
+    cafile: str | os.PathLike[str] | None = None,
 ) -> Any:
     """Returns the server's answer to each row of `array`.
 
@@ -74,11 +77,13 @@ def predict(
         retries: How often to try again where the connection fails. Asking twice does no harm. What
             the server did answer, or is slow to answer, is not asked again.
         headers: To send besides, as {"Authorization": "Bearer ..."}.
+        cafile: Certificates (PEM) of the authorities that may vouch for an https:// server; by
+            default the system's.
 
     Raises:
         PredictionError: The server refused the request, or there is no answer.
-        ValueError: `url` is none, `array` holds no rows of numbers, or numbers that change when
-            they become float32.
+        ValueError: `url` or `cafile` is none, `array` holds no rows of numbers, or numbers that
+            change when they become float32.
 
     Example:
         >>> predict("http://127.0.0.1:5001", x_test[:2])  # doctest: +SKIP
@@ -91,7 +96,10 @@ def predict(
     params |= {"explain": True} if explain else {}
     body = json.dumps({"inputs": texts, **({"params": params} if params else {})}).encode()
     sent = {"Content-Type": "application/json", **(headers or {})}
-    status, content = _asked(server, body, sent, timeout_s, retries)
+    connect = functools.partial(
+        _connection, server, None if cafile is None else os.fspath(cafile), timeout_s
+    )
+    status, content = _asked(server, body, sent, timeout_s, retries, connect)
     return _answer(_place(server), status, content)
 
 
@@ -103,7 +111,7 @@ def _server(url: str) -> SplitResult:
         _ = parts.port  # read now: only this checks it
     except ValueError:
         raise ValueError(wrong) from None
-    if parts.scheme not in _CLASSES or not parts.hostname:
+    if parts.scheme not in _SCHEMES or not parts.hostname:
         raise ValueError(wrong)
     path = parts.path.rstrip("/")
     return parts._replace(path=path if path.endswith("/invocations") else f"{path}/invocations")
@@ -140,12 +148,17 @@ def _as_sent(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
 
 
 def _asked(
-    server: SplitResult, body: bytes, headers: Mapping[str, str], timeout_s: float, retries: int
+    server: SplitResult,
+    body: bytes,
+    headers: Mapping[str, str],
+    timeout_s: float,
+    retries: int,
+    connect: Callable[[], http.client.HTTPConnection],
 ) -> tuple[int, bytes]:
     """Returns the status and the content of the answer."""
     failures = 0
     while True:
-        connection = _connection(server, timeout_s)
+        connection = connect()
         was_open = connection.sock is not None
         try:
             connection.request("POST", _target(server), body, dict(headers))
@@ -154,6 +167,12 @@ def _asked(
         except TimeoutError as err:
             connection.close()
             raise PredictionError(f"{_place(server)} gave no answer in {timeout_s} s.") from err
+        except ssl.SSLCertVerificationError as err:
+            connection.close()
+            raise PredictionError(
+                f"{_place(server)} has a certificate that nobody vouches for here "
+                f"({err.verify_message}). Name the authority's by cafile."
+            ) from err
         except (OSError, http.client.HTTPException) as err:
             connection.close()
             if was_open:  # servers close what is idle for seconds: that is no failure
@@ -180,18 +199,31 @@ class _Kept:
         self.connection.close()
 
 
-def _connection(server: SplitResult, timeout_s: float) -> http.client.HTTPConnection:
+def _connection(
+    server: SplitResult, cafile: str | None, timeout_s: float
+) -> http.client.HTTPConnection:
     """Returns this thread's connection to the server; it opens itself where it is closed."""
     # By process too: a forked one must not speak on its parent's.
-    key = (os.getpid(), server.scheme, server.netloc)
+    key = (os.getpid(), server.scheme, server.netloc, cafile)
     kept: _Kept | None = getattr(_open, "kept", None)
     if kept is None or kept.key != key:
-        kept = _Kept(key, _CLASSES[server.scheme](server.hostname or "", server.port))
+        kept = _Kept(key, _closed_connection(server, cafile))
         _open.kept = kept
     kept.connection.timeout = timeout_s
     if kept.connection.sock is not None:
         kept.connection.sock.settimeout(timeout_s)
     return kept.connection
+
+
+def _closed_connection(server: SplitResult, cafile: str | None) -> http.client.HTTPConnection:
+    host = server.hostname or ""
+    if server.scheme == "http":
+        return http.client.HTTPConnection(host, server.port)
+    try:
+        context = ssl.create_default_context(cafile=cafile)
+    except OSError as err:  # no such file, or no certificate in it
+        raise ValueError(f"{cafile!r} holds no certificates: {err.strerror or err}.") from err
+    return http.client.HTTPSConnection(host, server.port, context=context)
 
 
 def _answer(place: str, status: int, content: bytes) -> Any:

@@ -133,11 +133,6 @@ def find_package(name: str) -> Path:
     return Path(next(iter(places or ["."])))
 
 
-def in_shell(url: str, setting: str) -> str:
-    """Returns a database's URL as it is typed: one that holds a password by its setting's name."""
-    return f'"${setting}"' if "@" in url else shlex.quote(url)
-
-
 def _backend(url: str) -> str:
     return url.partition("://")[0].partition("+")[0]
 

@@ -6,15 +6,15 @@ Every check is made, whatever another finds; one that fails itself is a finding,
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.parse import unquote, urlsplit
 
-from mlops.errors import MlopsError, first_line, without_passwords
+from mlops.errors import MlopsError, UsageError, first_line, without_passwords
 from mlops.program import answer, answer_json, command_line, run_program
 
 if TYPE_CHECKING:
@@ -52,16 +52,15 @@ def examine(env: Mapping[str, str], *, debug: bool = False) -> dict[str, Health]
 
 def find_places(settings: Settings) -> list[Path]:
     """Returns the folders that grow, on whatever disk each lies; none of a server's."""
+    from mlops.dataset_store import open_dataset_store
+
     files = (settings.study_url, settings.direct_uri)
     databases = [Path(url.partition(":///")[2]) for url in files if url.startswith("sqlite")]
-    datasets = settings.datasets_url
-    if datasets.startswith("file://"):
-        datasets = unquote(urlsplit(datasets).path)
     folders = [settings.home, *(path.parent for path in databases)]
     if settings.embedded:
         folders.append(settings.artifact_root)
-    if "://" not in datasets:
-        folders.append(Path(datasets).expanduser())
+    with contextlib.suppress(UsageError):  # which is a finding of its own
+        folders.append(open_dataset_store(settings).folder)
     return [folder.absolute() for folder in folders]
 
 

@@ -448,12 +448,17 @@ def build_mend(path: Path, line: int) -> str | None:
         return f"sed -i {line}d {shlex.quote(str(path))}"
     # The line that names the writer. A new one says that it ran on this machine; where it is not
     # as long, the note of what is delivered is wrong, so all is sent again, which does no harm.
-    body = f"0 {json.dumps({'kind': 'open', 'run': '', **_this_process()})}".encode()
-    header = (b"%08x %b" % (zlib.crc32(body), body)).decode().replace("\\", r"\\")
+    header = build_header().decode().replace("\\", r"\\")
     note, change = path.with_suffix(".sent"), f"1c {header}"
     return (
         shlex.join(["rm", "-f", str(note)]) + " && " + shlex.join(["sed", "-i", change, str(path)])
     )
+
+
+def build_header() -> bytes:
+    """Returns a journal's first line, which names this machine as its writer's; no newline."""
+    body = f"0 {json.dumps({'kind': 'open', 'run': '', **_this_process()})}".encode()
+    return b"%08x %b" % (zlib.crc32(body), body)
 
 
 def _read_lines(path: Path, offset: int) -> Iterator[tuple[Record | None, int]]:

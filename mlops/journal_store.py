@@ -8,7 +8,8 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Set
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -28,7 +29,7 @@ from mlops.journal import (
 )
 from mlops.program import command_line
 from mlops.settings import Settings
-from mlops.stores import Finding, Health
+from mlops.stores import Finding, Health, Item, Steps
 
 PATIENCE_S = 60.0
 """How long a record may wait for a server that a living process delivers to."""
@@ -78,6 +79,7 @@ class JournalStore:
     settings: Settings
     now: Callable[[], float] = time.time
     name: str = "journal"
+    rank: int = 3
 
     def check(self) -> Health:
         findings: list[Finding] = []
@@ -93,6 +95,54 @@ class JournalStore:
             f"{n_waiting} record(s) are being delivered" if n_waiting else "nothing waits",
             tuple(findings),
         )
+
+    def hold(self) -> AbstractContextManager[None]:
+        return contextlib.nullcontext()
+
+    def backup_records(self, home: Path) -> Steps:
+        from mlops.journal_copy import back_up
+
+        back_up(self.settings.home, home)
+        yield
+
+    def backup_files(self, home: Path) -> None:
+        """What a journal mentions is copied with it: it is gone once it is delivered."""
+
+    def restore(self, home: Path) -> Steps:
+        from mlops.journal_copy import restore
+
+        return restore(self.settings.home, home)
+
+    def writers(self) -> list[str]:
+        from mlops.journal_removal import find_live_folders
+
+        found = find_live_folders(self.settings.home)
+        return [f"who writes or delivers the journals of {one}" for one in found]
+
+    def upgrade(self) -> str:
+        return "up to date"
+
+    def needs(self, gone: Set[tuple[str, str]] = frozenset()) -> set[tuple[str, str]]:
+        from mlops.journal_removal import find_datasets
+
+        return {("dataset", one) for one in find_datasets(self.settings.home)}
+
+    def clean(
+        self, before: datetime, keep_best: int, needed: Set[tuple[str, str]], *, dry: bool
+    ) -> list[Item]:
+        from mlops.journal_removal import clean_leftovers
+
+        return clean_leftovers(self.settings.home, before, dry=dry)
+
+    def find(self, dataset: str) -> list[Item]:
+        from mlops.journal_removal import find_journals_of
+
+        return find_journals_of(self.settings, dataset)
+
+    def erase(self, dataset: str, replace: Mapping[str, int]) -> None:
+        from mlops.journal_removal import erase_journals
+
+        erase_journals(self.settings, dataset)
 
     def _damaged(self, states: Iterable[JournalState]) -> Iterator[tuple[str, str]]:
         for one in states:

@@ -29,6 +29,9 @@ SETTINGS = (
     "MLOPS_STUDY_URL",
     "MLOPS_LEDGER_URL",
     "MLOPS_DATASETS_URL",
+    "MLOPS_TRACKING_DB_URL",
+    "MLOPS_ACCOUNTS_DB_URL",
+    "MLOPS_ARTIFACTS_URL",
     "MLOPS_SIGNING_KEY",
     "MLOPS_PUBLIC_KEYS",
 )
@@ -47,7 +50,13 @@ class Settings:
         tracking_uri: The MLflow server, or None for the embedded one.
         study_url: SQLAlchemy URL of the Optuna studies.
         ledger_url: SQLAlchemy URL of the ledger of decisions.
-        datasets_url: Folder (or s3:// URL) of the dataset store.
+        datasets_url: Folder of the dataset store, or s3://bucket/prefix, of which copies lie in
+            `datasets_folder`.
+        tracking_db_url: SQLAlchemy URL of the database behind the MLflow server, for programs of
+            the administrator; None where only the server is known.
+        accounts_db_url: SQLAlchemy URL of the database of MLflow's accounts; None without any.
+        artifacts_url: Folder, or s3://bucket/prefix, where the MLflow server keeps artifacts; None
+            where only the server is known.
         signing_key: Private key that signs releases.
         public_keys: Public keys that releases are verified with; a list, so that keys rotate.
     """
@@ -57,6 +66,9 @@ class Settings:
     study_url: str = field(repr=False)
     ledger_url: str = field(repr=False)
     datasets_url: str = field(repr=False)
+    tracking_db_url: str | None = field(repr=False)
+    accounts_db_url: str | None = field(repr=False)
+    artifacts_url: str | None = field(repr=False)
     signing_key: Path
     public_keys: tuple[Path, ...]
 
@@ -84,6 +96,10 @@ class Settings:
             study_url=env.get("MLOPS_STUDY_URL") or f"sqlite:///{home / 'studies.db'}",
             ledger_url=env.get("MLOPS_LEDGER_URL") or f"sqlite:///{home / 'ledger.db'}",
             datasets_url=env.get("MLOPS_DATASETS_URL") or str(home / "datasets"),
+            tracking_db_url=env.get("MLOPS_TRACKING_DB_URL") or _behind(tracking_uri, home),
+            accounts_db_url=env.get("MLOPS_ACCOUNTS_DB_URL") or None,
+            artifacts_url=env.get("MLOPS_ARTIFACTS_URL")
+            or (str(home / "artifacts") if tracking_uri is None else None),
             signing_key=Path(env.get("MLOPS_SIGNING_KEY") or home / "keys" / "signing.pem"),
             public_keys=tuple(Path(key) for key in public.split(os.pathsep))
             if public
@@ -97,7 +113,7 @@ class Settings:
     @property
     def mlflow_db_uri(self) -> str:
         """SQLAlchemy URL of the embedded MLflow database; a tracking URI of its own."""
-        return f"sqlite:///{self.home / 'mlflow.db'}"
+        return _embedded_db(self.home)
 
     @property
     def artifact_root(self) -> Path:
@@ -105,9 +121,25 @@ class Settings:
         return self.home / "artifacts"
 
     @property
+    def datasets_folder(self) -> Path:
+        """Folder of the local copies of datasets that are kept on S3."""
+        return self.home / "datasets"
+
+    @property
     def direct_uri(self) -> str:
         """The tracking URI that answers without starting a server."""
         return self.tracking_uri or self.mlflow_db_uri
+
+
+def _embedded_db(home: Path) -> str:
+    return f"sqlite:///{home / 'mlflow.db'}"
+
+
+def _behind(tracking_uri: str | None, home: Path) -> str | None:
+    """Returns the database behind a tracking server; None where the URI does not tell it."""
+    if tracking_uri is None:
+        return _embedded_db(home)
+    return None if tracking_uri.startswith("http") else tracking_uri
 
 
 def quiet() -> None:

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from mlops.errors import UsageError
+from mlops.objects import open_objects
 from mlops.settings import SETTINGS, Settings
 from mlops.stores import Finding, Health
 
@@ -60,6 +61,7 @@ def _all_wrong(settings: Settings, env: Mapping[str, str]) -> Iterator[Wrong]:
     yield from _wrong_home(settings.home)
     yield from _wrong_database("MLOPS_STUDY_URL", settings.study_url)
     yield from _wrong_database("MLOPS_LEDGER_URL", settings.ledger_url)
+    yield from _wrong_behind(settings, env)
     yield from _wrong_keys(settings, env)
 
 
@@ -95,6 +97,35 @@ def _wrong_database(name: str, url: str) -> Iterator[Wrong]:
             f"{name} names no database on its server; expected {scheme}://user@host:port/database.",
             f"Let {name} name the database, too.",
         )
+
+
+def _wrong_behind(settings: Settings, env: Mapping[str, str]) -> Iterator[Wrong]:
+    """What is wrong with the settings that only the administrator has."""
+    if env.get("MLOPS_ACCOUNTS_DB_URL"):
+        yield from _wrong_database("MLOPS_ACCOUNTS_DB_URL", str(settings.accounts_db_url))
+    if env.get("MLOPS_TRACKING_DB_URL"):
+        url = str(settings.tracking_db_url)
+        wrong = list(_wrong_database("MLOPS_TRACKING_DB_URL", url))
+        yield from wrong
+        # A server does not say what its database is; one that is written to directly is known.
+        if not wrong and not settings.direct_uri.startswith("http") and url != settings.direct_uri:
+            yield (
+                "MLOPS_TRACKING_DB_URL names another database than the one that runs are written "
+                "to, so a backup would be one of something else.",
+                "unset MLOPS_TRACKING_DB_URL",
+            )
+    if env.get("MLOPS_ARTIFACTS_URL"):
+        try:
+            objects = open_objects(str(settings.artifacts_url), "MLOPS_ARTIFACTS_URL")
+        except UsageError as err:
+            yield split_error(err)
+            return
+        if settings.embedded and objects.url != str(settings.artifact_root):
+            yield (
+                f"MLOPS_ARTIFACTS_URL names {objects.url}; expected the folder of the embedded "
+                f"server, {str(settings.artifact_root)!r}.",
+                "unset MLOPS_ARTIFACTS_URL",
+            )
 
 
 def _wrong_keys(settings: Settings, env: Mapping[str, str]) -> Iterator[Wrong]:

@@ -13,16 +13,21 @@ nobody needs; `mlops.erase` what came from a dataset.
 
 from __future__ import annotations
 
+import contextlib
 import tomllib
-from collections.abc import Iterable, Mapping, Set
+from collections.abc import Generator, Iterable, Mapping, Sequence, Set
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from datetime import datetime
 from importlib import metadata
 from pathlib import Path
-from typing import NoReturn, Protocol
+from typing import NoReturn, Protocol, runtime_checkable
 
+from mlops.errors import MlopsError, first_line
 from mlops.settings import Settings
+
+Steps = Generator[None, None, None]
+"""Work in two steps: up to the first yield, and from there to the end; either may be empty."""
 
 GROUP = "podium.stores"
 DISTRIBUTION = "podium-mlops"
@@ -65,12 +70,16 @@ class Item:
         key: Names it among its kind, for programs: a run's id, "NAME/VERSION", a fingerprint.
         label: Names it for people.
         held_by: The alias that depends on it, as NAME@ALIAS; None if none does.
+        size_bytes: What goes with it, of files; rows of databases are not counted.
+        busy: Why it cannot be taken out now: who uses it, in a sentence; None if nobody does.
     """
 
     kind: str
     key: str
     label: str
     held_by: str | None = None
+    size_bytes: int = 0
+    busy: str | None = None
 
 
 class Store(Protocol):
@@ -107,31 +116,47 @@ class Store(Protocol):
     def hold(self) -> AbstractContextManager[None]:
         """Keeps moves that touch several stores from beginning and ending while the block runs.
 
-        The block takes seconds: `backup_records` of all stores runs in it.
+        The block takes seconds: the first steps of all `backup_records` run in it.
         """
         ...
 
-    def backup_records(self, home: Path) -> None:
-        """Copies, as of one moment, what changes: rows of databases, journals."""
+    def backup_records(self, home: Path) -> Steps:
+        """Copies, as of one moment, what changes: rows of databases, journals.
+
+        The first step fixes the moment, while moves are held. The second copies what takes longer
+        than seconds, of a snapshot that the first opened.
+        """
         ...
 
     def backup_files(self, home: Path) -> None:
         """Copies what never changes once it is there: artifacts, datasets, keys.
 
-        Called after all records are copied and no longer held, so it may take long.
+        Called after all records are copied, so that what they refer to is there.
         """
         ...
 
-    def restore(self, home: Path) -> None:
-        """Brings a backup to where the settings name; what is there already is refused before.
+    def restore(self, home: Path) -> Steps:
+        """Brings a backup to where the settings name.
+
+        The first step only looks. The second writes; killed in it, it may be done again.
 
         Raises:
-            MlopsError: there is something already, or the backup is of another version.
+            MlopsError: in the first step: there is something already, or the backup is of another
+                version. In the second: it could not be written.
+        """
+        ...
+
+    def writers(self) -> list[str]:
+        """Returns who writes to it now, a few words each; none is good.
+
+        What cannot be seen from this machine is not among them.
         """
         ...
 
     def upgrade(self) -> str:
         """Brings what is kept to the format of this version; makes it where it is not there.
+
+        Killed on the way, the next call goes on.
 
         Returns:
             What was done, in a few words: "schema a1 -> b2", "made", "up to date".
@@ -141,8 +166,12 @@ class Store(Protocol):
         """
         ...
 
-    def needs(self) -> set[tuple[str, str]]:
-        """Returns kind and key of what must stay because something here refers to it."""
+    def needs(self, gone: Set[tuple[str, str]] = frozenset()) -> set[tuple[str, str]]:
+        """Returns kind and key of what must stay because something here refers to it.
+
+        Args:
+            gone: Kind and key of what counts as taken out already, and needs nothing.
+        """
         ...
 
     def clean(
@@ -170,7 +199,40 @@ class Store(Protocol):
 
         Args:
             dataset: The fingerprint.
-            replace: The release that an alias goes to before, by NAME@ALIAS.
+            replace: The release that an alias goes to before, by NAME@ALIAS; 0 for none.
+
+        Raises:
+            MlopsError: something is used just now; says by whom. What is gone by then stays gone.
+        """
+        ...
+
+
+@runtime_checkable
+class Witness(Protocol):
+    """A store that also keeps what was erased from all of them, for good and signed."""
+
+    def pending(self) -> list[str]:
+        """Returns the datasets whose erasure was begun and not completed."""
+        ...
+
+    def begin(self, dataset: str, items: Sequence[Item], replace: Mapping[str, int]) -> None:
+        """Writes down that an erasure begins, before anything is gone.
+
+        Raises:
+            UsageError: `replace` names what is not there, or came from the dataset, too.
+            MlopsError: it cannot be written, or not be signed later.
+        """
+        ...
+
+    def attest(self, dataset: str, notes: Sequence[str]) -> str:
+        """Writes down, signed, that a dataset was erased, and what came from it.
+
+        Args:
+            dataset: The fingerprint.
+            notes: What was looked at afterwards, a sentence each.
+
+        Returns:
+            Where it stands, in a few words.
         """
         ...
 
@@ -189,6 +251,21 @@ class UnopenedStore:
         raise self.error
 
 
+def in_step(works: Iterable[Steps]) -> Steps:
+    """Does several works in two steps: the first step of each, then the second of each.
+
+    What one of them holds open between its steps is closed, whatever happens.
+    """
+    with contextlib.ExitStack() as closing:
+        works = [closing.enter_context(contextlib.closing(work)) for work in works]
+        for work in works:
+            next(work, None)
+        yield
+        for work in works:
+            for _ in work:
+                pass
+
+
 def open_stores(
     settings: Settings, entries: Iterable[metadata.EntryPoint] | None = None
 ) -> list[Store]:
@@ -205,6 +282,29 @@ def open_stores(
         except Exception as err:
             stores.append(UnopenedStore(entry.name, err))
     return stores
+
+
+def get_stores(settings: Settings) -> list[Store]:
+    """Returns all stores, lowest rank first, for who may leave none of them out.
+
+    Raises:
+        MlopsError: one cannot be opened, or none is known.
+    """
+    stores = open_stores(settings)
+    for store in stores:
+        if isinstance(store, UnopenedStore):
+            if isinstance(store.error, MlopsError):
+                raise store.error
+            raise MlopsError(
+                f"the store {store.name!r} cannot be opened: {type(store.error).__name__}: "
+                f"{first_line(store.error)}. Nothing was done."
+            ) from store.error
+    if not stores:
+        raise MlopsError(
+            "no store is known; Podium is neither installed nor run from its checkout. Type: "
+            "python -m pip install podium-mlops"
+        )
+    return sorted(stores, key=lambda store: store.rank)
 
 
 def find_entries(checkout: Path = CHECKOUT) -> list[metadata.EntryPoint]:

@@ -8,21 +8,25 @@ import re
 import shlex
 import urllib.parse
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Set
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
 
-from mlops.database_check import Database, check_database, find_package, in_shell
+from mlops.backup_record import find_restoring
+from mlops.database_check import Database, check_database, find_package
 from mlops.errors import ServerError, first_line, without_passwords
 from mlops.journal_store import find_speakers
 from mlops.lease import Address, ServerFolder, try_lock
 from mlops.program import command_line
 from mlops.server import is_loopback
 from mlops.settings import Settings
-from mlops.stores import Finding, Health
+from mlops.stores import Finding, Health, Item, Steps
 from mlops.tracked_runs import is_server, read_tracked_runs
+from mlops.tracking_retention import clean_deleted, erase_runs, find_run_needs, find_runs_of
+from mlops.tracking_upgrade import find_tracking_writers, upgrade_tracking
 
 ANSWER_S = 3.0
 START_S = 60.0
@@ -37,16 +41,57 @@ class TrackingStore:
 
     settings: Settings
     name: str = "tracking"
+    rank: int = 4
 
     def check(self) -> Health:
         findings, ready = check_backend(self.settings)
         if ready:
             findings = [*findings, *self._orphans()]
+        findings = [*findings, *_interrupted(self.settings)]
         if self.settings.embedded:
             says = "embedded" if ready or findings else "no run yet"
         else:
             says = without_passwords(self.settings.direct_uri)
         return Health(says, tuple(findings))
+
+    def hold(self) -> AbstractContextManager[None]:
+        return contextlib.nullcontext()  # its moves begin and end in the ledger
+
+    def backup_records(self, home: Path) -> Steps:
+        from mlops.tracking_copy import back_up_records
+
+        return back_up_records(self.settings, home)
+
+    def backup_files(self, home: Path) -> None:
+        from mlops.tracking_copy import back_up_files
+
+        back_up_files(self.settings, home)
+
+    def restore(self, home: Path) -> Steps:
+        from mlops.tracking_copy import restore
+
+        return restore(self.settings, home)
+
+    def writers(self) -> list[str]:
+        return find_tracking_writers(self.settings)
+
+    def upgrade(self) -> str:
+        return upgrade_tracking(self.settings)
+
+    def needs(self, gone: Set[tuple[str, str]] = frozenset()) -> set[tuple[str, str]]:
+        return find_run_needs(self.settings, gone)
+
+    def clean(
+        self, before: datetime, keep_best: int, needed: Set[tuple[str, str]], *, dry: bool
+    ) -> list[Item]:
+        """Takes out deleted runs only; trials' runs go with their trials."""
+        return clean_deleted(self.settings, before, needed, dry=dry)
+
+    def find(self, dataset: str) -> list[Item]:
+        return find_runs_of(self.settings, dataset)
+
+    def erase(self, dataset: str, replace: Mapping[str, int]) -> None:
+        erase_runs(self.settings, dataset)
 
     def _orphans(self) -> Iterator[Finding]:
         running = read_tracked_runs(self.settings, running=True)
@@ -62,6 +107,17 @@ class TrackingStore:
                 f"{shorten(orphans)}.",
                 command_line("python", "-m", "mlops.sync"),
             )
+
+
+def _interrupted(settings: Settings) -> Iterator[Finding]:
+    begun = find_restoring(settings.home)
+    if begun is not None:
+        yield Finding(
+            "tracking",
+            f"the restore of {begun.folder!r} is going on, or was interrupted; what is here is not "
+            "whole.",
+            command_line("python", "-m", "mlops.restore", begun.folder),
+        )
 
 
 def check_backend(settings: Settings) -> tuple[list[Finding], bool]:
@@ -84,7 +140,7 @@ def _database(uri: str) -> Database:
         url=uri,
         setting="MLFLOW_TRACKING_URI",
         revisions=find_package("mlflow") / "store" / "db_migrations" / "versions",
-        upgrade=f"{command_line('mlflow', 'db', 'upgrade')} {in_shell(uri, 'MLFLOW_TRACKING_URI')}",
+        upgrade=command_line("python", "-m", "mlops.upgrade"),
     )
 
 

@@ -373,6 +373,11 @@ class Catalog:
         with _translated():
             self._client.set_registered_model_alias(release.name, alias, str(release.version))
 
+    def delete_alias(self, name: str, alias: str) -> None:
+        """Takes an alias away: nothing is `<name>@<alias>` from this call on."""
+        with _translated():
+            self._client.delete_registered_model_alias(_checked(name), alias)
+
     def write_move(self, release: Release, alias: str, file: str, content: bytes) -> None:
         """Writes a file of an alias record beside a release (`registry.alias_record`)."""
         with tempfile.TemporaryDirectory(prefix="podium-") as folder, _translated():

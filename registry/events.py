@@ -48,7 +48,7 @@ class Event:
 
     Attributes:
         seq: 1, 2, 3, ...: one chain for the whole ledger.
-        name: The model.
+        name: The model; of an erasure as a whole the dataset's fingerprint (`registry.tombstone`).
         version: The release that it is about.
         created_at: Aware UTC, never before that of the event before it.
         body: Plain JSON values; what is in it depends on the kind (`registry.moves`).

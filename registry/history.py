@@ -72,6 +72,7 @@ def compare(
 
 def _compare_aliases(events: Sequence[Event], aliases: Mapping[str, int]) -> Iterator[str]:
     names = {event.body["alias"] for event in events if event.kind in ("intent", *MOVED)}
+    erased = {event.version for event in events if event.kind == "erased"}
     for alias in sorted({*names, *aliases}):
         found, intent = aliases.get(alias), open_intent(events, alias)
         expected = present_holder(events, alias)
@@ -82,6 +83,8 @@ def _compare_aliases(events: Sequence[Event], aliases: Mapping[str, int]) -> Ite
             )
             if found in (intent.body["from"], intent.body["to"]):
                 continue
+        if found is None and expected in erased:
+            continue  # it was taken away with what it held
         if found != expected:
             yield (
                 f"the alias {alias!r} holds {_version(found)} in MLflow; by the ledger it holds "
@@ -257,12 +260,14 @@ def _answer_at(events: Sequence[Event], when: datetime, options: Options) -> Non
 def _check(ledger: Ledger, settings: Settings, options: Options) -> int:
     from mlops.mlflow_store import open_store_client
     from registry.catalog import Catalog
+    from registry.tombstone import find_unsigned
 
     differences = ledger.check()
     n_events = 0
     if not differences:  # of a broken chain nothing is to be believed
         catalog = Catalog(open_store_client(settings))
         n_events, differences = _compare_with(catalog, ledger, options.name)
+        differences += find_unsigned(ledger.events(options.name), settings.public_keys)
     if options.json:
         answer_json({"name": options.name, "n_events": n_events, "differences": differences})
     elif differences:

@@ -16,7 +16,7 @@ import os
 import pwd
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -137,6 +137,18 @@ class Ledger:
         """Returns the login that PostgreSQL authenticated; None for SQLite, which knows none."""
         with _translated("read"), self._engine.connect() as connection:
             return _find_login(connection)
+
+    @contextmanager
+    def hold(self) -> Iterator[None]:
+        """Keeps others from appending while the block runs; they wait a minute at most.
+
+        Raises:
+            MlopsError: others kept this from it for that long.
+        """
+        with ExitStack() as held:
+            with _translated("held"):
+                held.enter_context(_writing(self._engine))
+            yield
 
     @contextmanager
     def lease(self, name: str, holder: str) -> Iterator[None]:

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from mlops.database_check import Database, check_database
 from mlops.program import command_line
 from mlops.settings import Settings
-from mlops.stores import Finding, Health
+from mlops.stores import Finding, Health, Item, Steps
 
 if TYPE_CHECKING:
     from registry.ledger import Ledger
@@ -23,6 +25,11 @@ class LedgerStore:
 
     settings: Settings
     name: str = "ledger"
+    rank: int = 1
+    # What PostgreSQL's other logins may do than who owns the tables (mlops.team.databases).
+    grants: ClassVar[Mapping[str, Mapping[str, str]]] = {
+        "promoter": {"ledger_events": "SELECT, INSERT", "ledger_version": "SELECT"}
+    }
 
     def check(self) -> Health:
         from registry.ledger import NoLedgerError, open_ledger
@@ -40,9 +47,76 @@ class LedgerStore:
         except NoLedgerError:
             return Health("none yet")
 
+    def writers(self) -> list[str]:
+        from registry.ledger_witness import find_ledger_writers
+
+        return find_ledger_writers(self.settings)
+
+    def upgrade(self) -> str:
+        from registry.ledger_witness import upgrade_ledger
+
+        return upgrade_ledger(self.settings)
+
+    def needs(self, gone: Set[tuple[str, str]] = frozenset()) -> set[tuple[str, str]]:
+        return set()
+
+    def clean(
+        self, before: datetime, keep_best: int, needed: Set[tuple[str, str]], *, dry: bool
+    ) -> list[Item]:
+        """Takes nothing out: the chain is kept for good."""
+        return []
+
+    def find(self, dataset: str) -> list[Item]:
+        """Returns nothing: events name a dataset by its fingerprint, hold no row, and stay."""
+        return []
+
+    def erase(self, dataset: str, replace: Mapping[str, int]) -> None:
+        """Takes nothing out, as `find` says."""
+
+    def pending(self) -> list[str]:
+        from registry.ledger_witness import find_pending
+
+        return find_pending(self.settings)
+
+    def begin(self, dataset: str, items: Sequence[Item], replace: Mapping[str, int]) -> None:
+        from registry.ledger_witness import begin_erasure
+        from registry.release_removal import check_replacements
+
+        check_replacements(self.settings, dataset, replace)
+        begin_erasure(self.settings, dataset, items)
+
+    def attest(self, dataset: str, notes: Sequence[str]) -> str:
+        from registry.ledger_witness import attest_erasure
+
+        return attest_erasure(self.settings, dataset, notes)
+
+    @contextlib.contextmanager
+    def hold(self) -> Iterator[None]:
+        from registry.ledger import NoLedgerError, open_ledger
+
+        with contextlib.ExitStack() as held:
+            with contextlib.suppress(NoLedgerError):
+                ledger = held.enter_context(open_ledger(self.settings.ledger_url, make=False))
+                held.enter_context(ledger.hold())
+            yield
+
+    def backup_records(self, home: Path) -> Steps:
+        from registry.ledger_copy import back_up
+
+        return back_up(self.settings, home)
+
+    def backup_files(self, home: Path) -> None:
+        """All of it is records."""
+
+    def restore(self, home: Path) -> Steps:
+        from registry.ledger_copy import restore
+
+        return restore(self.settings, home)
+
 
 def _all_wrong(ledger: Ledger) -> Iterator[tuple[str, str]]:
     from registry.moves import open_intent
+    from registry.tombstone import find_begun
 
     breaks = ledger.check()
     if breaks:
@@ -53,6 +127,12 @@ def _all_wrong(ledger: Ledger) -> Iterator[tuple[str, str]]:
         )
         return
     events = ledger.events()
+    for dataset in sorted(find_begun(events)):
+        yield (
+            f"the erasure of dataset {dataset[:12]} was begun and is not completed: it is going "
+            "on, or was interrupted.",
+            command_line("python", "-m", "mlops.erase", "--dataset", dataset, "--yes"),
+        )
     for name, alias in sorted(
         {(event.name, event.body["alias"]) for event in events if event.kind == "intent"}
     ):

@@ -59,8 +59,8 @@ def measure(
         StructureError: the candidate's specification is not of the dataset that it names.
         ModelFailedError: the candidate does not answer.
     """
-    datasets_url, policy = registry.settings.datasets_url, registry.policy
-    store = open_dataset_store(datasets_url)
+    policy = registry.policy
+    store = open_dataset_store(registry.settings)
     dataset = store.get(spec.dataset_fingerprint)
     _check_dataset(spec, dataset)
     compared = champion if champion and same_interface(spec, champion.spec) else None
@@ -68,7 +68,7 @@ def measure(
     vouched = [*([compared.scoring_sha256] if compared else []), None]
     probed = registry.probe(
         folders,
-        datasets_url=datasets_url,
+        store=store,
         fingerprint=spec.dataset_fingerprint,
         vouched_scoring=vouched,
     )

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
+    from mlops.dataset_store import DatasetStore
     from registry.golden import Golden
 
 _DTYPES = {"f4": "<f4", "f8": "<f8"}
@@ -64,7 +65,7 @@ class Probed:
 def probe(
     folders: Sequence[Path],
     *,
-    datasets_url: str,
+    store: DatasetStore,
     fingerprint: str,
     vouched_scoring: Sequence[str | None] = (),
     timeout_s: float = 600,
@@ -76,7 +77,7 @@ def probe(
 
     Args:
         folders: Model folders, at least one; the most trusted first.
-        datasets_url: The store that has the dataset.
+        store: The store that has the dataset; the child, which has no network, reads its folder.
         fingerprint: The dataset.
         vouched_scoring: One a folder, as for `mlops.packaging.load_model`; by default none.
         timeout_s: How long one child may take, in seconds.
@@ -85,11 +86,9 @@ def probe(
         DataError: The dataset is not in the store.
         MlopsError: No child could be started.
     """
-    from mlops.dataset_store import open_dataset_store
-
     # A dataset that is not there is not the models' fault: it is missed here, not in the child.
-    n_rows = open_dataset_store(datasets_url).get(fingerprint).counts()["test"]
-    request = {"datasets_url": datasets_url, "fingerprint": fingerprint}
+    n_rows = store.get(fingerprint).counts()["test"]
+    request = {"datasets": str(store.folder), "fingerprint": fingerprint}
     vouched = vouched_scoring or [None] * len(folders)
     models = [(str(folder), digest) for folder, digest in zip(folders, vouched, strict=True)]
 
@@ -187,12 +186,12 @@ def _array(said: Mapping[str, Any], n_rows: int) -> npt.NDArray[np.float64]:
 
 def answer_test(request: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
     """The work of `probe`: yields for each model its answers, or its error."""
-    from mlops.dataset_store import open_dataset_store
+    from mlops.dataset_store import DatasetStore
     from mlops.packaging import ModelSpec
     from registry.golden import golden_requests
     from registry.perturb import changed_requests
 
-    dataset = open_dataset_store(request["datasets_url"]).get(request["fingerprint"])
+    dataset = DatasetStore(Path(request["datasets"])).get(request["fingerprint"])
     test, changed = dataset.requests("test"), changed_requests(dataset)
 
     def ask(model: Any) -> dict[str, Any]:

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from registry.serving.state import Role, StateFolder
 
 CHALLENGER = "challenger"
+WAIT_EVERY_S = 2.0
 PATIENCE_S = 5.0
 """How long a port may be taken still after its holder was killed: its threads end one by one."""
 
@@ -64,6 +65,8 @@ class Options:
     """After so many seconds a request is answered with status 504."""
     drain_s: int = 30
     """Seconds that requests have to come to their end when the server is told to end."""
+    wait: bool = False
+    """Wait for the first release, and for the registry, instead of ending with an error."""
     json: bool = False
     """Print what is served as one JSON line."""
     debug: bool = False
@@ -73,7 +76,7 @@ class Options:
 def _main(options: Options) -> int:
     name, alias, share = _check(options)
     settings = Settings.from_env()
-    if settings.embedded and not (settings.home / "mlflow.db").is_file():
+    if settings.embedded and not options.wait and not (settings.home / "mlflow.db").is_file():
         raise UsageError(
             f"there is no model {name!r}; nothing was promoted at {str(settings.home)!r} yet. "
             f"Run python -m registry.promote {name} first."
@@ -89,8 +92,9 @@ def _main(options: Options) -> int:
     from registry.serving.state import StateFolder
 
     catalog = Catalog(open_store_client(settings))
-    known = _find_known(catalog, name, alias)
     folder = StateFolder.of(settings.home, name, alias, options.port)
+    find = _wait_known if options.wait and not folder.path.is_dir() else _find_known
+    known = find(catalog, name, alias)
     _check_ports(options, patience_s=PATIENCE_S if _end_left_behind(folder) else 0.0)
     if known is False and not folder.path.is_dir():
         raise MlopsError(
@@ -210,21 +214,49 @@ def _share(text: str | None) -> float | None:
     return share
 
 
+def _check_known(catalog: Catalog, name: str, alias: str) -> None:
+    """Raises UsageError where the registry knows no such model or alias.
+
+    Raises:
+        MlopsError: it does not answer.
+    """
+    aliases = catalog.find_aliases(name)
+    if alias in aliases:
+        return
+    if not aliases and not catalog.find_releases(name):
+        catalog.get_release(name, 1)  # says what there is
+    hint = choose(alias, sorted(aliases)) if aliases else "none was set yet."
+    raise UsageError(f"{name} has no alias {alias!r}; {hint}")
+
+
 def _find_known(catalog: Catalog, name: str, alias: str) -> bool:
     """Returns whether the registry answers; raises where it knows no such model or alias."""
     try:
-        aliases = catalog.find_aliases(name)
-        if alias in aliases:
-            return True
-        if not aliases and not catalog.find_releases(name):
-            catalog.get_release(name, 1)  # says what there is
+        _check_known(catalog, name, alias)
     except UsageError:
         raise
     except MlopsError as err:
         say(f"the registry does not answer: {err}")
         return False
-    hint = choose(alias, sorted(aliases)) if aliases else "none was set yet."
-    raise UsageError(f"{name} has no alias {alias!r}; {hint}")
+    return True
+
+
+def _wait_known(catalog: Catalog, name: str, alias: str) -> bool:
+    """Returns True once the registry knows the alias; says what it waits for.
+
+    A login that may read releases alone is told nothing of a model that is not there yet.
+    """
+    said = ""
+    while True:
+        try:
+            _check_known(catalog, name, alias)
+        except MlopsError as err:
+            if str(err) != said:
+                said = str(err)
+                say(f"waiting for {name}@{alias}: {said}")
+            time.sleep(WAIT_EVERY_S)
+        else:
+            return True
 
 
 def _find_first(follower: Follower, name: str, alias: str) -> tuple[Accepted, list[Any]]:

@@ -14,13 +14,13 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
-import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Final
 
 from mlops.errors import MlopsError, UsageError
+from mlops.key_files import make_signing_key, write_whole
 from mlops.machine_lock import machine_lock
 from mlops.settings import Settings
 
@@ -103,34 +103,10 @@ def _find_private(settings: Settings) -> Path:
                     f"back, or move {str(public)!r} away and name both public keys in "
                     "MLOPS_PUBLIC_KEYS."
                 )
-            _make_private(private)
+            write_whole(private, make_signing_key(), 0o600)
         if not public.is_file():
-            _write(public, public_half(private), 0o644)
+            write_whole(public, public_half(private), 0o644)
     return private
-
-
-def _make_private(path: Path) -> None:
-    from cryptography.hazmat.primitives import serialization
-    from cryptography.hazmat.primitives.asymmetric import ec
-
-    pem = ec.generate_private_key(ec.SECP256R1()).private_bytes(
-        serialization.Encoding.PEM,
-        serialization.PrivateFormat.PKCS8,
-        serialization.NoEncryption(),
-    )
-    _write(path, pem, 0o600)
-
-
-def _write(path: Path, content: bytes, mode: int) -> None:
-    """Writes a file that is there whole or not at all, and never readable by more than `mode`."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    partial.unlink(missing_ok=True)
-    fd = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
-    with os.fdopen(fd, "wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.rename(path)
 
 
 def public_half(private: Path) -> bytes:

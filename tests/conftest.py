@@ -17,7 +17,9 @@ from mlops.settings import Settings, quiet
 from mlops.supervisor import create_database
 
 quiet()
-for _name in [name for name in os.environ if name.startswith(("MLOPS_", "MLFLOW_TRACKING_"))]:
+for _name in [
+    name for name in os.environ if name.startswith(("MLOPS_", "MLFLOW_TRACKING_", "AWS_"))
+]:
     del os.environ[_name]  # the suite keeps out of the stores of who runs it
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     # A shell starts a suite in the background deaf to Ctrl-C, and its children would be so too.

@@ -6,5 +6,10 @@ import multiprocessing
 
 FORK = multiprocessing.get_context("forkserver")
 FORK.set_forkserver_preload(
-    ["tests.faults.children", "tests.faults.sweep", "tests.registry.children"]
+    [
+        "tests.faults.children",
+        "tests.faults.sweep",
+        "tests.mlops.backup_children",
+        "tests.registry.children",
+    ]
 )

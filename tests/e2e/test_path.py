@@ -39,7 +39,7 @@ def test_the_served_champions_labels_are_those_computed_offline_on_the_same_test
     model = mlflow.pyfunc.load_model(folder)
     podium = model.metadata.metadata["podium"]
     fingerprint = podium["dataset"]["fingerprint"]
-    rows, labels = open_dataset_store(swept.settings.datasets_url).get(fingerprint).part("test")
+    rows, labels = open_dataset_store(swept.settings).get(fingerprint).part("test")
     probabilities = model.predict(rows)
     offline = [podium["class_names"][index] for index in probabilities.argmax(axis=1)]
     assert (probabilities.argmax(axis=1) == labels).mean() > 0.8  # a model that learned something

@@ -41,6 +41,7 @@ experiment = "wine"
 study = "wine-1"
 seed = 4
 workers = 2
+cluster = "tcp://scheduler:8786"
 threads = 2
 
 [space.cnn]
@@ -141,6 +142,7 @@ def test_the_flag_may_be_written_with_an_equals_sign(full: Path) -> None:
         ("--study s", "study", "s"),
         ("--seed 8", "seed", 8),
         ("--workers 1", "workers", 1),
+        ("--cluster scheduler.json", "cluster", "scheduler.json"),
         ("--threads 1", "threads", 1),
     ],
 )

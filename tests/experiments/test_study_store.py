@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import shutil
 import sqlite3
 import subprocess
@@ -335,11 +336,12 @@ def test_without_an_answer_of_mlflow_the_study_database_is_checked_alone(
 def test_a_study_database_that_is_damaged_or_of_another_version_is_said(
     settings: Settings,
 ) -> None:
-    storage = open_storage(settings.study_url)
+    head = open_storage(settings.study_url).get_head_version()
     Sweep(settings).close()
+    gc.collect()  # what has the database open would keep the command waiting, and then out
     file = settings.home / "studies.db"
     versions = find_package("optuna") / "storages" / "_rdb" / "alembic" / "versions"
-    assert read_revisions(versions)[1] == storage.get_head_version()
+    assert read_revisions(versions)[1] == head
     with contextlib.closing(sqlite3.connect(file)) as other:
         other.execute("UPDATE alembic_version SET version_num = 'v3.0.0.d'")
         other.commit()

@@ -7,20 +7,15 @@ A trial's body is a few pauses that are told as epochs, and what it saves is a n
 from __future__ import annotations
 
 import importlib
-import io
-import json
 import os
 import random
 import time
-import zipfile
 from collections.abc import Callable
 from multiprocessing import forkserver
 from pathlib import Path
 from typing import Any
 
 import dask
-import h5py
-import numpy as np
 import optuna
 
 # What the processes of a sweep import on their way is imported once, in the process that they are
@@ -52,6 +47,7 @@ from experiments.trial import Fitted, Training, TrialResult, leave_terminal
 from mlops.settings import Settings
 from tests.faults.children import Script
 from tests.faults.tape import Item, Tape
+from tests.faults.zeros import write_network
 
 N_TRIALS, N_EPOCHS, N_WORKERS = 4, 3, 2
 OBJECTIVE = "val_accuracy"
@@ -177,56 +173,3 @@ def run_bare(
 def dask_setup(worker: Any) -> None:
     """Dask calls this when a worker process starts."""
     leave_terminal()
-
-
-def write_network(path: Path) -> None:
-    """Writes a network of zeros for the digits, as Keras would, without Keras."""
-    dense = {"units": 10, "activation": "softmax", "use_bias": True}
-    layers = [
-        _layer("InputLayer", "rows", {"batch_shape": [None, 8, 8, 1], "optional": False}),
-        _layer("Flatten", "flat", {"data_format": "channels_last"}, "rows", [None, 8, 8, 1]),
-        _layer("Dense", "out", dense, "flat", [None, 64]),
-    ]
-    network = {
-        "module": "keras.src.models.functional",
-        "class_name": "Functional",
-        "config": {
-            "name": "zeros",
-            "trainable": True,
-            "layers": layers,
-            "input_layers": [["rows", 0, 0]],
-            "output_layers": [["out", 0, 0]],
-        },
-        "registered_name": "Functional",
-    }
-    weights = io.BytesIO()
-    with h5py.File(weights, "w") as file:
-        file["layers/out/vars/0"] = np.zeros((64, 10), "float32")
-        file["layers/out/vars/1"] = np.zeros(10, "float32")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with zipfile.ZipFile(path, "w") as archive:
-        archive.writestr("config.json", json.dumps(network))
-        archive.writestr(
-            "metadata.json", json.dumps({"keras_version": "3.0.0", "date_saved": "then"})
-        )
-        archive.writestr("model.weights.h5", weights.getvalue())
-
-
-def _layer(
-    kind: str,
-    name: str,
-    config: dict[str, Any],
-    before: str | None = None,
-    shape: list[int | None] | None = None,
-) -> dict[str, Any]:
-    tensor = {"shape": shape, "dtype": "float32", "keras_history": [before, 0, 0]}
-    node = {"args": [{"class_name": "__keras_tensor__", "config": tensor}], "kwargs": {}}
-    return {
-        "module": "keras.layers",
-        "class_name": kind,
-        "config": {"name": name, "dtype": "float32", **config},
-        "registered_name": None,
-        "name": name,
-        "build_config": None if before is None else {"input_shape": shape},
-        "inbound_nodes": [] if before is None else [node],
-    }

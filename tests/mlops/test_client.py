@@ -5,6 +5,7 @@ import contextlib
 import json
 import os
 import socket
+import ssl
 import subprocess
 import sys
 import threading
@@ -12,12 +13,14 @@ import time
 import traceback
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
 from mlops.client import PredictionError, predict
+from mlops.team.certificates import certificate_of, make_authority, make_certificate
 
 Answer = Callable[[dict[str, Any]], tuple[int, Any]]
 
@@ -308,3 +311,27 @@ def test_the_client_imports_nothing_heavy() -> None:
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, env=env
     )
     assert done.stdout == "[]\n"
+
+
+def test_a_server_behind_tls_is_asked_where_its_authority_is_named(
+    server: Server, tmp_path: Path
+) -> None:
+    authority = make_authority()
+    (tmp_path / "tls.pem").write_bytes(make_certificate(authority, ["localhost"]))
+    (tmp_path / "ca.pem").write_bytes(certificate_of(authority))
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(tmp_path / "tls.pem")
+    server.http.socket = context.wrap_socket(server.http.socket, server_side=True)
+    url = server.url.replace("http://127.0.0.1", "https://localhost")
+    rows = np.zeros((1, 3), np.float32)
+
+    answer = predict(url, rows, cafile=tmp_path / "ca.pem", headers={"Authorization": "Bearer x"})
+
+    assert answer.tolist() == [[0.25, 0.75]]
+    assert server.asked[-1][1]["Authorization"] == "Bearer x"
+    began = time.monotonic()
+    with pytest.raises(PredictionError, match="a certificate that nobody vouches for here"):
+        predict(url, rows)
+    assert time.monotonic() - began < 3  # it is not asked again
+    with pytest.raises(ValueError, match="holds no certificates"):
+        predict(url, rows, cafile=tmp_path / "nothing.pem")

@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mlops.data import Dataset, count_shared, load_dataset
-from mlops.dataset_store import open_dataset_store
+from mlops.dataset_store import DatasetStore
 from mlops.errors import DataError, UsageError
 from mlops.inputs import Column, InputSpec, Kind
 from tests.mlops.table_files import (
@@ -945,6 +945,6 @@ def test_rows_of_another_shape_dtype_or_columns_are_not_shared(tmp_path: Path) -
 
 def test_what_is_shared_does_not_depend_on_the_store(tmp_path: Path) -> None:
     digits, elsewhere = load_dataset("digits"), load_dataset("digits", split_seed=1)
-    store = open_dataset_store(str(tmp_path))
+    store = DatasetStore(tmp_path)
     store.put(digits)
     assert count_shared(store.get(DIGITS), elsewhere) == count_shared(digits, elsewhere) == 318

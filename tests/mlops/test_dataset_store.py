@@ -14,8 +14,9 @@ import numpy as np
 import pytest
 
 from mlops.data import Dataset, load_dataset
-from mlops.dataset_store import open_dataset_store
+from mlops.dataset_store import DatasetStore, open_dataset_store
 from mlops.errors import DataError, UsageError
+from mlops.settings import Settings
 from tests.mlops.table_files import (
     DIGITS,
     MIXED,
@@ -30,6 +31,10 @@ from tests.mlops.table_files import (
 )
 
 
+def at(url: str) -> DatasetStore:
+    return open_dataset_store(Settings.from_env({"MLOPS_DATASETS_URL": url}))
+
+
 def same(one: Dataset, other: Dataset) -> bool:
     arrays = ("x", "y", "split")
     pairs = {name: (getattr(one, name), getattr(other, name)) for name in Dataset.__slots__}
@@ -42,7 +47,7 @@ def same(one: Dataset, other: Dataset) -> bool:
 
 def test_a_stored_dataset_comes_back_as_it_was(tmp_path: Path) -> None:
     sequences = lines_of_sequences([3 + i % 5 for i in range(60)])
-    store = open_dataset_store(str(tmp_path / "deep" / "store"))
+    store = DatasetStore(tmp_path / "deep" / "store")
     for dataset in (
         load_dataset("digits"),
         load_dataset(csv_file(tmp_path / "a.csv", PLAIN), label="answer"),
@@ -67,7 +72,7 @@ def test_a_stored_dataset_comes_back_as_it_was(tmp_path: Path) -> None:
 
 
 def test_the_layout_of_the_store_is_four_files_a_fingerprint(tmp_path: Path) -> None:
-    open_dataset_store(str(tmp_path)).put(load_dataset("digits"))
+    DatasetStore(tmp_path).put(load_dataset("digits"))
     assert [path.name for path in tmp_path.iterdir()] == [DIGITS]
     assert sorted(path.name for path in (tmp_path / DIGITS).iterdir()) == [
         "dataset.json",
@@ -80,7 +85,7 @@ def test_the_layout_of_the_store_is_four_files_a_fingerprint(tmp_path: Path) -> 
 
 
 def test_a_second_put_changes_nothing(tmp_path: Path) -> None:
-    store = open_dataset_store(tmp_path.as_uri())
+    store = at(tmp_path.as_uri())
     store.put(load_dataset("digits"))
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / DIGITS).iterdir()}
     store.put(store.get(DIGITS))
@@ -91,8 +96,9 @@ def test_a_second_put_changes_nothing(tmp_path: Path) -> None:
 PUT = """
 import sys
 from mlops.data import load_dataset
-from mlops.dataset_store import open_dataset_store
-dataset, store = load_dataset(sys.argv[1]), open_dataset_store(sys.argv[2])
+from pathlib import Path
+from mlops.dataset_store import DatasetStore
+dataset, store = load_dataset(sys.argv[1]), DatasetStore(Path(sys.argv[2]))
 print("ready", flush=True)
 sys.stdin.readline()
 for _ in range(20):
@@ -134,7 +140,7 @@ class Interleaved(Dataset):
 
 
 def test_the_writer_that_comes_second_leaves_the_first_ones_dataset(tmp_path: Path) -> None:
-    digits, store = load_dataset("digits"), open_dataset_store(str(tmp_path))
+    digits, store = load_dataset("digits"), DatasetStore(tmp_path)
     late = Interleaved(**{name: getattr(digits, name) for name in Dataset.__slots__})
     object.__setattr__(late, "rival", lambda: store.put(digits))
     store.put(late)
@@ -165,7 +171,7 @@ def test_a_writer_killed_midway_leaves_nothing_that_is_taken_for_a_dataset(tmp_p
     (left,) = (tmp_path / "store").iterdir()
     assert left.name.startswith(".writing-")
     assert (left / "x.npy").stat().st_size > 0
-    dataset, store = load_dataset(big(tmp_path)), open_dataset_store(str(tmp_path / "store"))
+    dataset, store = load_dataset(big(tmp_path)), DatasetStore(tmp_path / "store")
     assert not store.has(dataset.fingerprint)
     assert "has no dataset" in refusal(DataError, lambda: store.get(dataset.fingerprint))
     store.put(dataset)
@@ -187,7 +193,7 @@ def test_an_absent_fingerprint_is_said_with_the_store_and_what_to_do(
     (tmp_path / "dataset.json").write_text("{}")
     (tmp_path / "store").mkdir()
     (tmp_path / "store" / "dataset.json").write_text("{}")
-    store = open_dataset_store(str(tmp_path / "store"))
+    store = DatasetStore(tmp_path / "store")
     assert not store.has(fingerprint)
     message = refusal(DataError, lambda: store.get(fingerprint))
     assert f"{str(tmp_path / 'store')!r} has no dataset {fingerprint!r}" in message
@@ -225,7 +231,7 @@ def rewrite(folder: Path, **changes: Any) -> None:
 def test_a_damaged_dataset_is_not_handed_out(
     tmp_path: Path, harm: Callable[[Path], object], fragment: str
 ) -> None:
-    store = open_dataset_store(str(tmp_path))
+    store = DatasetStore(tmp_path)
     store.put(load_dataset("digits"))
     harm(tmp_path / DIGITS)
     message = refusal(DataError, lambda: store.get(DIGITS))
@@ -233,24 +239,30 @@ def test_a_damaged_dataset_is_not_handed_out(
     assert DIGITS in message
 
 
-@pytest.mark.parametrize("url", ["s3://user:secret@bucket/key", "file://datasets", "http://x", ""])
-def test_a_store_that_is_no_folder_is_refused_without_showing_its_url(url: str) -> None:
-    message = refusal(UsageError, lambda: open_dataset_store(url))
-    assert "this version keeps datasets in a folder" in message
+@pytest.mark.parametrize(
+    "url", ["s3://user:secret@bucket/key", "file://datasets", "http://x:secret@y"]
+)
+def test_a_store_that_is_neither_folder_nor_bucket_is_refused_without_showing_its_url(
+    url: str,
+) -> None:
+    message = refusal(UsageError, lambda: at(url))
+    assert message.startswith("MLOPS_DATASETS_URL ")
+    assert "s3://bucket/prefix" in message
     assert "secret" not in message
 
 
 def test_a_store_that_is_a_file_is_refused(tmp_path: Path) -> None:
     (tmp_path / "store").write_text("")
-    message = refusal(UsageError, lambda: open_dataset_store(str(tmp_path / "store")))
-    assert "is a file; expected a folder" in message
+    message = refusal(UsageError, lambda: at(str(tmp_path / "store")))
+    assert "MLOPS_DATASETS_URL names the file" in message
+    assert "expected a folder" in message
 
 
 def test_a_store_is_a_path_or_a_file_url(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = tmp_path / "a b"
-    open_dataset_store(str(folder)).put(load_dataset("digits"))
+    DatasetStore(folder).put(load_dataset("digits"))
     monkeypatch.chdir(tmp_path)
     for url in (folder.as_uri(), "a b", f"file://localhost{folder.as_uri()[7:]}"):
-        store = open_dataset_store(url)
+        store = at(url)
         assert store.has(DIGITS)
     assert re.search(r"%20", folder.as_uri())

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from mlops.data import load_dataset
-from mlops.dataset_store import open_dataset_store
+from mlops.dataset_store import DatasetStore
 from mlops.doctor import as_text, examine, find_places, main, to_json
 from mlops.machine import (
     Space,
@@ -52,7 +52,8 @@ def test_where_nothing_is_yet_all_is_fine_and_nothing_is_made(home: Path, tmp_pa
     found = examine({"MLOPS_HOME": str(home)})
     found.pop("disk")  # that of who runs the suite may be full
     found.pop("gpu")
-    assert list(found) == ["settings", "datasets", "journal", "ledger", "studies", "tracking"]
+    stores = ["datasets", "journal", "keys", "ledger", "releases", "studies", "tracking"]
+    assert list(found) == ["settings", *stores]
     assert not [one for health in found.values() for one in health.findings]
     assert list(tmp_path.iterdir()) == []
     text = as_text(found)
@@ -96,6 +97,9 @@ def test_a_password_is_never_said() -> None:
         "MLFLOW_TRACKING_URI": "http://ada:secret@127.0.0.1:1",
         "MLOPS_LEDGER_URL": "ada:secret@host",
         "MLOPS_DATASETS_URL": "s3://ada:secret@host/data",
+        "MLOPS_TRACKING_DB_URL": "postgresql+psycopg://ada:secret@127.0.0.1:1/mlflow",
+        "MLOPS_ACCOUNTS_DB_URL": "ada:secret@host",
+        "MLOPS_ARTIFACTS_URL": "http://ada:secret@host",
     }
     found = examine(env)
     said = as_text(found) + json.dumps(to_json(found))
@@ -103,8 +107,9 @@ def test_a_password_is_never_said() -> None:
     assert "nothing answers at 127.0.0.1 port 1" in said
     assert "expected http://127.0.0.1:1/health within 3 s" in said
     assert "MLOPS_LEDGER_URL is no URL of a database" in said
-    assert "this version keeps datasets in a folder; expected a path or file:///path" in said
-    assert "Set MLOPS_DATASETS_URL to a folder." in said
+    assert "MLOPS_DATASETS_URL names no bucket; expected s3://bucket/prefix" in said
+    assert "Name the server by AWS_ENDPOINT_URL" in said
+    assert "MLOPS_ACCOUNTS_DB_URL is no URL of a database" in said
 
 
 def test_a_store_that_cannot_be_opened_or_fails_is_a_finding(home: Path) -> None:
@@ -120,8 +125,8 @@ def test_a_store_that_cannot_be_opened_or_fails_is_a_finding(home: Path) -> None
     home.mkdir()
     (home / "datasets").write_text("")
     found = examine({"MLOPS_HOME": str(home)})["datasets"]
-    assert "is a file; expected a folder." in found.findings[0].wrong
-    assert found.findings[0].mend == "Set MLOPS_DATASETS_URL to a folder."
+    assert "MLOPS_DATASETS_URL names the file" in found.findings[0].wrong
+    assert found.findings[0].mend == "Let MLOPS_DATASETS_URL name one."
 
 
 def test_a_check_that_breaks_does_not_stop_the_others_and_debug_shows_it(home: Path) -> None:
@@ -169,6 +174,12 @@ def test_the_pyproject_of_another_project_names_no_store_of_ours(tmp_path: Path)
         ("MLOPS_STUDY_URL", "ftp://host/x", "got ftp://", "unset MLOPS_STUDY_URL"),
         ("MLOPS_STUDY_URL", "sqlite://", "database in memory", "unset MLOPS_STUDY_URL"),
         ("MLOPS_STUDY_URL", "postgresql://u:p@h:5432", "names no database", "name the database"),
+        ("MLOPS_TRACKING_DB_URL", "host", "got a word without ://", "unset MLOPS_TRACKING_DB_URL"),
+        ("MLOPS_TRACKING_DB_URL", "sqlite:///x.db", "another database", "unset MLOPS_TRACKING_DB"),
+        ("MLOPS_ACCOUNTS_DB_URL", "http://h/x", "got http://", "unset MLOPS_ACCOUNTS_DB_URL"),
+        ("MLOPS_ARTIFACTS_URL", "ftp://host", "MLOPS_ARTIFACTS_URL is neither", "name one of"),
+        ("MLOPS_ARTIFACTS_URL", "s3://x@y", "names no bucket", "Name the server by AWS"),
+        ("MLOPS_ARTIFACTS_URL", "s3://bucket", "the embedded server", "unset MLOPS_ARTIFACTS_URL"),
         ("MLOPS_SIGNING_KEY", "{file}.pem", "no file is there", "unset MLOPS_SIGNING_KEY"),
         ("MLOPS_PUBLIC_KEYS", "{file}.pem", "no file is there", "unset MLOPS_PUBLIC_KEYS"),
     ],
@@ -238,6 +249,8 @@ def test_the_disks_are_those_of_every_folder_that_grows(tmp_path: Path) -> None:
     }
     places = [path.relative_to(tmp_path).as_posix() for path in find_places(Settings.from_env(env))]
     assert places == ["home", "studies", "data sets"]
+    env["MLOPS_DATASETS_URL"] = "s3://bucket/data"
+    assert find_places(Settings.from_env(env))[-1] == tmp_path / "home" / "datasets"
 
 
 def test_a_gpu_that_tensorflow_cannot_use_is_a_finding_and_no_gpu_is_none() -> None:
@@ -259,7 +272,7 @@ def test_a_damaged_dataset_is_moved_away_by_the_command(home: Path, tmp_path: Pa
     store = StoredDatasets(at(home))
     assert store.check() == Health("none yet")
     dataset = load_dataset(save(tmp_path / "a.npz", **four()))
-    open_dataset_store(str(home / "datasets")).put(dataset)
+    DatasetStore(home / "datasets").put(dataset)
     assert store.check() == Health("1 stored")
     x = home / "datasets" / dataset.fingerprint / "x.npy"
     x.write_bytes(x.read_bytes()[:-4])

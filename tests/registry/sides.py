@@ -20,7 +20,7 @@ import h5py
 import numpy as np
 
 from mlops.data import Dataset, load_dataset
-from mlops.dataset_store import open_dataset_store
+from mlops.dataset_store import DatasetStore, open_dataset_store
 from mlops.evaluation import scale_constants
 from mlops.mlflow_store import ensure_experiment, ensure_registered_model, upload
 from mlops.packaging import ModelSpec, build_model_folder, check_model_folder, save_network
@@ -113,19 +113,19 @@ class Sides:
 
 def settings_for(home: Path, dataset: Dataset) -> Settings:
     settings = Settings.from_env({"MLOPS_HOME": str(home)})
-    open_dataset_store(settings.datasets_url).put(dataset)
+    open_dataset_store(settings).put(dataset)
     return settings
 
 
 def probe_sides(
     folders: Sequence[Path],
     *,
-    datasets_url: str,
+    store: DatasetStore,
     fingerprint: str,
     vouched_scoring: Sequence[str | None] = (),
 ) -> Probed:
     """Does what `registry.probe.probe` does, for these networks."""
-    dataset = open_dataset_store(datasets_url).get(fingerprint)
+    dataset = store.get(fingerprint)
     vouched = vouched_scoring or [None] * len(folders)
     answers = [
         _answer(folder, dataset, digest) for folder, digest in zip(folders, vouched, strict=True)

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from mlops.data import Dataset, load_dataset
-from mlops.dataset_store import open_dataset_store
+from mlops.dataset_store import DatasetStore
 from mlops.errors import DataError, StructureError
 from mlops.packaging import build_model_folder, load_model, save_network
 from registry.child import NO_NETWORK, Told
@@ -42,7 +42,7 @@ def asked(tmp_path_factory: pytest.TempPathFactory) -> Asked:
     x = np.random.default_rng(0).random((80, 4, 4, 1), dtype=np.float32)
     np.savez(root / "a.npz", x=x, y=np.arange(80) % 3)
     dataset = load_dataset(str(root / "a.npz"))
-    open_dataset_store(str(root / "datasets")).put(dataset)
+    DatasetStore(root / "datasets").put(dataset)
     folders = {
         "classifier": build(root, "image_float32").folder,
         "other rows": build(root, "sequence").folder,
@@ -53,7 +53,7 @@ def asked(tmp_path_factory: pytest.TempPathFactory) -> Asked:
     (folders["changed"] / "evil.py").write_text("raise SystemExit('ran')")
     probed = probe(
         list(folders.values()),
-        datasets_url=str(root / "datasets"),
+        store=DatasetStore(root / "datasets"),
         fingerprint=dataset.fingerprint,
     )
     return Asked(folders, dataset, probed)
@@ -157,7 +157,7 @@ def test_a_release_without_golden_requests_is_not_loaded(asked: Asked) -> None:
 
 def test_a_dataset_that_is_not_stored_is_not_the_models_fault(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="has no dataset"):
-        probe([tmp_path], datasets_url=str(tmp_path), fingerprint="0" * 64)
+        probe([tmp_path], store=DatasetStore(tmp_path), fingerprint="0" * 64)
 
 
 # What goes wrong in the process

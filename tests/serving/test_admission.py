@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import threading
 import time
@@ -17,7 +18,7 @@ from registry.serving.admission import (
     new_event_loop,
     request_executor,
 )
-from registry.serving.protocol import admit
+from registry.serving.protocol import Corked, admit, with_head_held
 
 
 def test_work_beyond_the_limit_is_refused_and_counted() -> None:
@@ -71,7 +72,8 @@ def test_what_is_too_much_is_answered_before_the_application_sees_it() -> None:
         sent.append(message)
 
     def ask(path: str, under_way: int) -> None:
-        asyncio.run(admit(app, range(under_way), {"path": path}, None, send))
+        whole = contextlib.nullcontext
+        asyncio.run(admit(app, range(under_way), whole, {"path": path}, None, send))
 
     try:
         ask("/invocations", executor.capacity)
@@ -85,3 +87,51 @@ def test_what_is_too_much_is_answered_before_the_application_sees_it() -> None:
     assert start["status"] == 503
     assert json.loads(end["body"])["code"] == "overloaded"
     assert dict(start["headers"])[b"content-length"] == str(len(end["body"])).encode()
+
+
+class Wire:
+    """A transport that notes what it is told."""
+
+    def __init__(self) -> None:
+        self.seen: list[bytes | str] = []
+
+    def write(self, data: bytes) -> None:
+        self.seen.append(data)
+
+    def close(self) -> None:
+        self.seen.append("close")
+
+    def get_extra_info(self, name: str) -> str:
+        return name
+
+
+def test_head_and_body_of_an_answer_are_sent_as_one() -> None:
+    """A process that is killed between the two would leave half an answer."""
+    wire = Wire()
+    corked = Corked(wire)
+    head = {"type": "http.response.start", "status": 200}
+    assert corked.get_extra_info("peername") == "peername"
+
+    async def send(message: Mapping[str, Any]) -> None:
+        corked.write(message.get("body", b"head "))
+
+    async def answer() -> None:
+        together = with_head_held(send, corked.in_one_piece)
+        await together(head)
+        assert wire.seen == []
+        await together({"type": "http.response.body", "body": b"a", "more_body": True})
+        assert wire.seen == [b"head a"]
+        await together({"type": "http.response.body", "body": b"b"})
+
+    asyncio.run(answer())
+    assert wire.seen == [b"head a", b"b"]
+
+
+def test_a_connection_that_ends_with_its_answer_sends_that_first() -> None:
+    wire = Wire()
+    corked = Corked(wire)
+    with corked.in_one_piece():
+        corked.write(b"head ")
+        corked.write(b"body")
+        corked.close()
+    assert wire.seen == [b"head body", "close"]
