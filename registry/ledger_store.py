@@ -1,20 +1,23 @@
-"""The ledger as a store: its database, its chain, and moves that were interrupted."""
+"""The ledger as a store: its database, its chain, interrupted moves, and moves made without it."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mlops.database_check import Database, check_database
+from mlops.database_check import Database, check_database, open_to_read
 from mlops.program import command_line
 from mlops.settings import Settings
 from mlops.stores import Finding, Health
+from mlops.tracked_runs import is_server
 
 if TYPE_CHECKING:
+    from registry.events import Event
     from registry.ledger import Ledger
+    from registry.moves import Misplaced
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +38,8 @@ class LedgerStore:
             return Health("", tuple(unreadable))
         try:
             with open_ledger(self.settings.ledger_url, make=False) as ledger:
-                findings = tuple(Finding(self.name, *one) for one in _all_wrong(ledger))
+                wrong = (*_all_wrong(ledger), *_all_moved(ledger, self.settings))
+                findings = tuple(Finding(self.name, *one) for one in wrong)
                 return Health(f"{len(ledger.events())} event(s)", findings)
         except NoLedgerError:
             return Health("none yet")
@@ -64,6 +68,63 @@ def _all_wrong(ledger: Ledger) -> Iterator[tuple[str, str]]:
                 "rollback settles it.",
                 command_line("python", "-m", "registry.history", name, "--check"),
             )
+
+
+def _all_moved(ledger: Ledger, settings: Settings) -> Iterator[tuple[str, str]]:
+    """Yields what is wrong with the aliases of the ledger's models, by MLflow's own tables.
+
+    A server is not asked: that takes MLflow's client, and `registry.history --check` has it.
+    """
+    from registry.moves import find_misplaced
+
+    events = ledger.events()
+    if is_server(settings) or not events or ledger.check():
+        return
+    aliases = _read_aliases(settings)
+    # A move that goes on writes before and after it: with nothing written, nothing was moving.
+    if aliases is None or len(ledger.events()) != len(events):
+        return
+    for name in sorted({event.name for event in events}):
+        for one in find_misplaced(_of(events, name), aliases.get(name, {})):
+            yield _say_misplaced(name, one)
+
+
+def _of(events: Sequence[Event], name: str) -> list[Event]:
+    return [event for event in events if event.name == name]
+
+
+def _read_aliases(settings: Settings) -> dict[str, dict[str, int]] | None:
+    """Returns the version that each alias of each model holds; None where that cannot be read."""
+    from sqlalchemy.exc import SQLAlchemyError
+
+    found: dict[str, dict[str, int]] = {}
+    try:
+        with open_to_read(settings.direct_uri) as connection:
+            rows = connection.exec_driver_sql(
+                "SELECT name, alias, version FROM registered_model_aliases"
+            )
+            for name, alias, version in rows:
+                found.setdefault(name, {})[alias] = int(version)
+    except (ImportError, SQLAlchemyError, ValueError):
+        return None  # what keeps it from being read is told of the area tracking
+    return found
+
+
+def _say_misplaced(name: str, one: Misplaced) -> tuple[str, str]:
+    found, expected = (
+        "no version" if version is None else f"version {version}"
+        for version in (one.found, one.expected)
+    )
+    wrong = (
+        f"the alias {one.alias} of {name} holds {found} in MLflow, and by the ledger {expected}: "
+        "somebody moved it without Podium."
+    )
+    to = one.found if one.expected is None else one.expected
+    if one.found is not None and one.expected is not None:
+        wrong += f" This puts it back; --to {one.found} records it where it is."
+    rollback = ["python", "-m", "registry.rollback", name, "--to", str(to)]
+    other = [] if one.alias == "champion" else ["--alias", one.alias]
+    return wrong, command_line(*rollback, *other)
 
 
 def _database(url: str) -> Database:
