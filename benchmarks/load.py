@@ -142,10 +142,17 @@ class _Clients:
         except (OSError, asyncio.IncompleteReadError, TimeoutError, ValueError):
             return 0
 
+    def _find_idle(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter] | None:
+        """Returns a connection that is open still: a server closes what is idle for long."""
+        while self.idle:
+            reader, writer = self.idle.pop()
+            if not reader.at_eof():
+                return reader, writer
+            writer.close()
+        return None
+
     async def _ask(self) -> int:
-        reader, writer = (
-            self.idle.pop() if self.idle else await asyncio.open_connection("127.0.0.1", self.port)
-        )
+        reader, writer = self._find_idle() or await asyncio.open_connection("127.0.0.1", self.port)
         try:
             writer.write(self.request)
             head = await reader.readuntil(b"\r\n\r\n")

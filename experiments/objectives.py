@@ -263,11 +263,9 @@ Forward = Callable[[Any], Sequence[Any]]
 
 def compile_as_served(model: Any, row: np.ndarray) -> Forward:
     """Returns the forward pass that the packaged model answers with, traced once."""
-    # Private to the runtime, which is copied byte for byte into model folders and so keeps its
-    # names; a copy of these lines here would measure another pass some day.
-    from mlops.scoring import _compile
+    from mlops.scoring import compile_forward
 
-    forward: Forward = _compile(model, row.shape[1:], row.dtype.name)
+    forward: Forward = compile_forward(model, row.shape[1:], row.dtype.name)
     return forward
 
 

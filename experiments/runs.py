@@ -210,6 +210,17 @@ def _versions() -> dict[str, str]:
     return {"mlops.versions": json.dumps(found)}
 
 
+def is_dirty(status: str) -> bool:
+    """Tells by what `git status --porcelain` says whether code differs from the commit.
+
+    A file of data that git does not know, such as the one that is swept, changes no code.
+    """
+    return any(
+        not line.startswith("?? ") or line.strip('"').endswith((".py", ".toml"))
+        for line in status.splitlines()
+    )
+
+
 def _git() -> dict[str, str]:
     """The commit of the folder where the command was typed, and whether it was clean."""
 
@@ -221,7 +232,9 @@ def _git() -> dict[str, str]:
     try:
         return {
             "mlflow.source.git.commit": git("rev-parse", "HEAD"),
-            "mlops.git_dirty": "true" if git("status", "--porcelain") else "false",
+            "mlops.git_dirty": str(
+                is_dirty(git("status", "--porcelain", "--untracked-files=all"))
+            ).lower(),
         }
     except (OSError, subprocess.SubprocessError):
         return {}

@@ -36,7 +36,7 @@ class PredictionError(MlopsError):
 
     Attributes:
         status: Of HTTP; None where there was no answer.
-        code: What is wrong in one word, as mlops/scoring.py lists them; None where the answer
+        code: What is wrong in one word, as `mlops.scoring` lists them; None where the answer
             names none.
         field: Where, as `rows[3]` or `rows[3].age`; None where that is not known.
     """

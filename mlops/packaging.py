@@ -3,7 +3,7 @@
     MLmodel                             the flavor python_function, the signature, the spec
     python_env.yaml, requirements.txt   exact pins of what trained it
     data/model.keras                    one Functional network of stock Keras layers
-    code/podium_scoring_<sha12>.py      a copy of mlops/scoring.py, named after its content
+    code/podium_scoring_<sha12>/        a copy of mlops/scoring/, named after its content
 
 `check_model_folder` decides before anything is loaded: no Keras, no MLflow, no import of what is in
 the folder. It allows what Podium writes and nothing else, because no list of bad things is ever
@@ -33,6 +33,7 @@ from typing import TYPE_CHECKING, Any, Final
 from mlops.errors import DataError, StructureError, refuse_model
 from mlops.inputs import InputSpec
 from mlops.network import Network, check_network
+from mlops.scoring_code import FILE, LOADER, MOST_FILES, find_fault, hash_code, loader_of, read_own
 
 if TYPE_CHECKING:
     import keras
@@ -44,16 +45,13 @@ RELEASE_FILES: Final = ("golden.json", "release.json", "model.sig")
 """What a release's folder holds besides, in the order in which they are written."""
 
 _NETWORK: Final = "data/model.keras"
-_SCORING: Final = Path(__file__).with_name("scoring.py")
-_HISTORY: Final = Path(__file__).with_name("scoring_history.txt")
-_REVOKED: Final = Path(__file__).with_name("scoring_revoked.txt")
 _PARAM: Final = '{"name": "%s", "default": false, "shape": null, "type": "boolean"}'
 _SIGNATURE: Final = {
     "inputs": None,
     "outputs": None,
     "params": f"[{_PARAM % 'labels'}, {_PARAM % 'explain'}]",
 }
-# What MLflow lets whoever loads the model set; the scoring file says what each means.
+# What MLflow lets whoever loads the model set; the scoring runtime says what each means.
 _MODEL_CONFIG: Final = {"max_rows": None, "max_batch": 64, "max_wait_ms": 0.0}
 _VERSION: Final = r"\d{1,6}(\.\d{1,6}){0,4}((a|b|rc|\.dev|\.post)\d{1,6}){0,3}(\+[a-z0-9.]{1,32})?"
 
@@ -182,16 +180,17 @@ def build_model_folder(network: Path, spec: ModelSpec, folder: Path) -> None:
 
     if folder.exists():
         raise StructureError(f"{folder} exists; expected a new name for a model folder.")
-    scoring = _SCORING.read_bytes()
-    loader = _loader(scoring)
+    scoring = read_own()
+    loader = loader_of(hash_code(scoring))
     python = platform.python_version()
     mlmodel = _mlmodel(spec, loader, python, version("mlflow"), _model_uuid(network, spec))
     partial = folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:8]}")
     try:
         (partial / "data").mkdir(parents=True)
-        (partial / "code").mkdir()
+        (partial / "code" / loader).mkdir(parents=True)
         shutil.copyfile(network, partial / _NETWORK)
-        (partial / "code" / f"{loader}.py").write_bytes(scoring)
+        for name, content in scoring.items():
+            (partial / "code" / loader / name).write_bytes(content)
         (partial / "MLmodel").write_text(yaml.safe_dump(mlmodel, allow_unicode=True), "utf-8")
         (partial / "python_env.yaml").write_text(yaml.safe_dump(_python_env(python)), "utf-8")
         pins = "".join(f"{name}=={version(name)}\n" for name in PACKAGES)
@@ -251,15 +250,15 @@ def check_model_folder(folder: Path, vouched_scoring: str | None = None) -> Mode
     which only the check of a release judges.
 
     Args:
-        vouched_scoring: SHA-256 of a scoring file that a verified signature vouches for, so that a
-            release still loads where its scoring file is not known; not if it is revoked.
+        vouched_scoring: SHA-256 of a scoring runtime that a verified signature vouches for, so that
+            a release still loads where its runtime is not known; not if it is revoked.
 
     Raises:
         StructureError: One sentence: the file, and what is wrong with it.
     """
     code = check_files(folder)
     _check_code(code, vouched_scoring)
-    spec, model_uuid = _check_mlmodel(folder, code.stem)
+    spec, model_uuid = _check_mlmodel(folder, code.name)
     meta = folder / "registered_model_meta"
     if meta.exists():
         values = _read_yaml(meta)
@@ -279,7 +278,7 @@ def check_model_folder(folder: Path, vouched_scoring: str | None = None) -> Mode
 
 
 def check_files(folder: Path) -> Path:
-    """Exactly our files, none of them a link; returns the code file.
+    """Exactly our files, none of them a link; returns the folder of the scoring runtime.
 
     Raises:
         StructureError: another file, a link, or one that is missing.
@@ -295,10 +294,24 @@ def check_files(folder: Path) -> Path:
         refuse_model(name, "is missing")
     if _entries(folder / "data", "data/", set()) != {"model.keras"}:
         refuse_model("data", "holds something else than model.keras")
-    code = _entries(folder / "code", "code/", set())
-    if len(code) != 1 or not re.fullmatch(r"podium_scoring_[0-9a-f]{12}\.py", min(code)):
-        refuse_model("code", "holds something else than one podium_scoring_<hash>.py")
-    return folder / "code" / code.pop()
+    return _find_code(folder / "code")
+
+
+def _find_code(code: Path) -> Path:
+    """Returns the one folder in `code`, which holds files with a runtime's names and no more."""
+    loaders = {path.name for path in code.iterdir() if re.fullmatch(LOADER, path.name)}
+    if _entries(code, "code/", loaders) or len(loaders) != 1:
+        refuse_model("code", "holds something else than one folder podium_scoring_<hash>")
+    place = code / loaders.pop()
+    names = _entries(place, f"code/{place.name}/", set())
+    for name in sorted(names):
+        if not re.fullmatch(FILE, name):
+            refuse_model(
+                repr(f"code/{place.name}/{name[:80]}"), "is not a file of a scoring runtime"
+            )
+    if len(names) > MOST_FILES:
+        refuse_model(f"code/{place.name}", f"holds more than {MOST_FILES} files")
+    return place
 
 
 def _entries(folder: Path, prefix: str, folders: set[str]) -> set[str]:
@@ -343,31 +356,13 @@ def _read_yaml(path: Path) -> Any:
         refuse_model(path.name, "is not plain YAML", err)
 
 
-def _loader(scoring: bytes) -> str:
-    return f"podium_scoring_{hashlib.sha256(scoring).hexdigest()[:12]}"
-
-
 def _check_code(code: Path, vouched: str | None) -> None:
-    content = _read(code).encode()
-    if _loader(content) != code.stem:
+    digest = hash_code({path.name: _read(path).encode() for path in code.iterdir()})
+    if loader_of(digest) != code.name:
         refuse_model(f"code/{code.name}", "is not named after its content: it was changed")
-    # The whole hash, not the twelve digits of the name: those can be forged.
-    digest = hashlib.sha256(content).hexdigest()
-    if digest in _hashes(_REVOKED):
-        refuse_model(
-            f"code/{code.name}", "is a scoring file that was revoked; promote the model anew"
-        )
-    own = hashlib.sha256(_SCORING.read_bytes()).hexdigest()
-    if digest not in {own, vouched, *_hashes(_HISTORY)}:
-        refuse_model(
-            f"code/{code.name}",
-            "is not a scoring file this Podium knows; upgrade Podium or package the model again",
-        )
-
-
-def _hashes(path: Path) -> set[str]:
-    lines = (line.split("#", 1)[0].strip() for line in path.read_text("utf-8").splitlines())
-    return set(filter(None, lines))
+    fault = find_fault(digest, vouched)
+    if fault is not None:
+        refuse_model(f"code/{code.name}", fault)
 
 
 def _mlmodel(

@@ -28,7 +28,7 @@ from registry.alias_record import AliasRecord, Move, sign_record, write_record
 from registry.catalog import CHAMPION, Catalog, Release
 from registry.failpoints import failpoint
 from registry.ledger import Actor, Event, Kind, Ledger, open_ledger
-from registry.moves import open_intent
+from registry.moves import open_intent, present_holder
 from registry.policy import Policy, read_policy
 from registry.probe import Probed, probe
 from registry.signing import get_signing_key
@@ -163,13 +163,12 @@ def move_alias(
     """
     get_signing_key(registry.settings)
     holder = registry.catalog.find_alias(release.name, alias)
-    body = {
-        "alias": alias,
-        "from": None if holder is None else holder.version,
-        "to": release.version,
-        "move": move,
-        **evidence,
-    }
+    was = None if holder is None else holder.version
+    body = {"alias": alias, "from": was, "to": release.version, "move": move, **evidence}
+    if was == release.version:
+        # It was moved there by hand. What the ledger held is what this replaces, for good.
+        recorded = present_holder(registry.ledger.events(release.name), alias)
+        body |= {"from": recorded, **({"by_hand": True} if recorded != was else {})}
     intent = registry.ledger.append("intent", release.name, release.version, registry.actor, body)
     failpoint("intent")
     try:
@@ -208,6 +207,8 @@ def _write_record(registry: Registry, release: Release, intent: Event) -> None:
 def _end(registry: Registry, intent: Event, moved: bool, late: bool = False) -> Event:
     kind = _ENDS[intent.body["move"]] if moved else "abandoned"
     body = {key: intent.body[key] for key in ("alias", "from", "to")} | {"intent": intent.seq}
+    if intent.body.get("by_hand"):
+        body["by_hand"] = True
     if late:
         body["late"] = True
     return registry.ledger.append(kind, intent.name, intent.version, registry.actor, body)

@@ -325,7 +325,7 @@ class Catalog:
     def find_size(self, release: Release, most_files: int) -> tuple[int, int]:
         """Returns how many bytes a release has by its listing, and how many files and folders.
 
-        Counts no further than `most_files` allows: a release has about ten.
+        Counts no further than `most_files` allows: a release has about twenty.
         """
         size, count, folders = 0, 0, [RELEASE_PATH]
         while folders and count <= most_files:

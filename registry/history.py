@@ -18,7 +18,7 @@ from mlops.errors import UsageError, choose
 from mlops.program import answer, answer_json, run_program
 from mlops.settings import Settings
 from registry.events import Event
-from registry.moves import MOVED, Holding, holding_at, open_intent, present_holder
+from registry.moves import MOVED, Holding, find_misplaced, holding_at, open_intent
 
 if TYPE_CHECKING:
     from registry.catalog import Catalog
@@ -71,25 +71,18 @@ def compare(
 
 
 def _compare_aliases(events: Sequence[Event], aliases: Mapping[str, int]) -> Iterator[str]:
-    names = {event.body["alias"] for event in events if event.kind in ("intent", *MOVED)}
-    erased = {event.version for event in events if event.kind == "erased"}
-    for alias in sorted({*names, *aliases}):
-        found, intent = aliases.get(alias), open_intent(events, alias)
-        expected = present_holder(events, alias)
+    for alias in sorted({event.body["alias"] for event in events if event.kind == "intent"}):
+        intent = open_intent(events, alias)
         if intent is not None:
             yield (
                 f"the move of {alias!r} {_arrow(intent)} (event {intent.seq}) has no end: it is "
                 "going on, or was interrupted and the next promotion or rollback settles it."
             )
-            if found in (intent.body["from"], intent.body["to"]):
-                continue
-        if found is None and expected in erased:
-            continue  # it was taken away with what it held
-        if found != expected:
-            yield (
-                f"the alias {alias!r} holds {_version(found)} in MLflow; by the ledger it holds "
-                f"{_version(expected)}."
-            )
+    for one in find_misplaced(events, aliases):
+        yield (
+            f"the alias {one.alias!r} holds {_version(one.found)} in MLflow; by the ledger it "
+            f"holds {_version(one.expected)}."
+        )
 
 
 def _find_wrong(
@@ -116,12 +109,29 @@ def describe(event: Event) -> str:
     """Returns in a few words what an event says beyond its kind and its version."""
     body = event.body
     if event.kind in ("intent", *MOVED):
-        late = ", found done by the next command" if body.get("late") else ""
-        return f"{body['alias']} {_arrow(event)}{late}"
+        notes = (
+            ", moved to it by hand before" if body.get("by_hand") else "",
+            ", which it held in MLflow already" if body["from"] == body["to"] else "",
+            ", found done by the next command" if body.get("late") else "",
+        )
+        return f"{body['alias']} {_arrow(event)}{''.join(notes)}"
     if event.kind == "abandoned":
         return f"{body['alias']} was not moved (event {body['intent']})"
+    if event.kind == "approved":
+        return f"as {body.get('alias')} (proposed in event {body.get('proposal')})"
     failed = [gate["name"] for gate in body.get("gates", ()) if not gate["passed"]]
-    return f"failed: {', '.join(failed)}" if failed else str(body.get("reason") or "")
+    says = [
+        _candidate(event),
+        f"as {body.get('alias')}" if event.kind == "proposed" else "",
+        f"failed: {', '.join(failed)}" if failed else str(body.get("reason") or ""),
+    ]
+    return ", ".join(filter(None, says))
+
+
+def _candidate(event: Event) -> str:
+    """Returns which candidate was decided on; "" where the event does not say."""
+    number = str(event.body.get("candidate") or "").rpartition("/")[2]
+    return f"candidate {number}" if number else ""
 
 
 def as_table(events: Iterable[Event]) -> str:

@@ -1,4 +1,4 @@
-"""The ledger as a store: its database, its chain, and moves that were interrupted."""
+"""The ledger as a store: its database, its chain, interrupted moves, and moves made without it."""
 
 from __future__ import annotations
 

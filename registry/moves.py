@@ -8,13 +8,17 @@ next command found that the alias had never moved. Their bodies:
     done, rolled_back  {"alias", "from", "to", "intent": seq of the intent}
     abandoned          {"alias", "intent"}
 
-Further keys may stand there. All functions but `count_decisions` take the events of one model,
-oldest first.
+Further keys may stand there. `by_hand` is true where the alias stood at `to` already, though the
+ledger knew of no such move: somebody moved it without Podium, and this recorded it; `from` is then
+what the ledger held. Earlier versions wrote `from` equal to `to` there. Where the ledger held `to`
+itself, such a move changed nothing.
+
+All functions but `count_decisions` take the events of one model, oldest first.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
@@ -43,6 +47,20 @@ class Holding:
     event: Event | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class Misplaced:
+    """An alias that is not where the ledger says.
+
+    Attributes:
+        found: The version that it holds; None for none.
+        expected: The version that it holds by the ledger; None for none.
+    """
+
+    alias: str
+    found: int | None
+    expected: int | None
+
+
 def open_intent(events: Sequence[Event], alias: str) -> Event | None:
     """Returns the intent of the move that has not ended: one going on, or one interrupted."""
     moves = [event for event in events if event.body.get("alias") == alias]
@@ -55,7 +73,7 @@ def holding_at(events: Sequence[Event], alias: str, when: datetime) -> Holding:
     """Returns who held the alias at a time.
 
     A move that was interrupted counts as moving until the command that found it wrote its end; one
-    that was abandoned, at no time. A move from a version to itself changes nothing.
+    that was abandoned, at no time.
 
     Args:
         events: All events of the model, those after `when` too: an intent may be abandoned later.
@@ -66,8 +84,10 @@ def holding_at(events: Sequence[Event], alias: str, when: datetime) -> Holding:
     found = Holding()
     for event in events:
         # Passed over, not stopped at: one clock may have been ahead once.
-        if event.created_at > when or not _moves(event, alias) or event.seq in abandoned:
+        if event.created_at > when or not _is_of(event, alias) or event.seq in abandoned:
             continue
+        if _replaced(event, found.version) == event.body["to"]:
+            continue  # it held it all the time
         if event.kind == "intent":
             found = Holding(found.version, event.body["to"], event.created_at, event)
         else:
@@ -86,12 +106,38 @@ def previous_holder(events: Sequence[Event], alias: str) -> int | None:
     That is the one that the present holder replaced when it was last promoted. So after promotions
     of 1, 2 and 3 a rollback goes to 2, and another one to 1.
     """
-    moved = [event for event in events if event.kind in MOVED and _moves(event, alias)]
-    if not moved:
-        return None
-    holder = moved[-1].body["to"]
-    promoted = [event for event in moved if event.kind == "done" and event.body["to"] == holder]
-    return promoted[-1].body["from"] if promoted else None
+    holder: int | None = None
+    replaced: dict[int, int | None] = {}
+    for event in events:
+        if event.kind not in MOVED or not _is_of(event, alias):
+            continue
+        was, to = _replaced(event, holder), event.body["to"]
+        if event.kind == "done" and was != to:
+            replaced[to] = was
+        holder = to
+    return None if holder is None else replaced.get(holder)
+
+
+def find_misplaced(events: Sequence[Event], aliases: Mapping[str, int]) -> list[Misplaced]:
+    """Returns the aliases that are not where the ledger says, by name.
+
+    One that is being moved may be at either end; one whose release was erased may be gone.
+
+    Args:
+        events: The model's.
+        aliases: The version that each of its aliases holds in MLflow.
+    """
+    names = {event.body["alias"] for event in events if event.kind in ("intent", *MOVED)}
+    erased = {event.version for event in events if event.kind == "erased"}
+    misplaced = []
+    for alias in sorted({*names, *aliases}):
+        found, expected = aliases.get(alias), present_holder(events, alias)
+        intent = open_intent(events, alias)
+        ends = () if intent is None else (intent.body["from"], intent.body["to"])
+        gone = found is None and expected in erased
+        if found != expected and found not in ends and not gone:
+            misplaced.append(Misplaced(alias, found, expected))
+    return misplaced
 
 
 def count_decisions(events: Iterable[Event], dataset_fingerprint: str) -> int:
@@ -111,11 +157,12 @@ def count_decisions(events: Iterable[Event], dataset_fingerprint: str) -> int:
     )
 
 
-def _moves(event: Event, alias: str) -> bool:
-    """Tells whether the event is part of a move of the alias from one version to another."""
-    body = event.body
-    return (
-        event.kind in ("intent", *MOVED)
-        and body.get("alias") == alias
-        and body["from"] != body["to"]
-    )
+def _is_of(event: Event, alias: str) -> bool:
+    """Tells whether the event is part of a move of the alias that may have moved it."""
+    return event.kind in ("intent", *MOVED) and event.body.get("alias") == alias
+
+
+def _replaced(event: Event, holder: int | None) -> int | None:
+    """Returns what a move replaced; `holder` is who held the alias by the ledger until then."""
+    was: int | None = event.body["from"]
+    return holder if was == event.body["to"] else was

@@ -214,10 +214,14 @@ def serve_lines(name: str, alias: str, settings: Settings) -> list[str]:
     """Returns the two commands that serve what holds an alias, told to a person."""
     from mlops.program import command_line
 
-    what = name if alias == "champion" else f"{name}@{alias}"
+    first, what = "Serve it, and whatever replaces it:", [f"{name}@{alias}"]
+    if alias == "champion":
+        what = [name]
+    elif alias == "challenger":
+        first, what = "Have it score beside the champion:", [name, "--shadow"]
     return [
-        "Serve it, and whatever replaces it:",
-        "  " + command_line("python", "-m", "registry.serve", what),
+        first,
+        "  " + command_line("python", "-m", "registry.serve", *what),
         "Or this release alone, with stock MLflow:",
         "  " + serve_command(name, alias, settings),
     ]

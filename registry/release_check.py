@@ -13,7 +13,7 @@ from mlops.program import command_line
 from mlops.settings import Settings
 from mlops.tracking_rows import RunRow, VersionRow, read_registry
 from registry.events import Event
-from registry.moves import open_intent, present_holder
+from registry.moves import find_misplaced
 
 Wrong = tuple[str, str]
 """What is wrong, and what mends it."""
@@ -30,40 +30,44 @@ class Held:
 
 def check_releases(settings: Settings) -> tuple[str, list[Wrong]]:
     """Returns a few words on the releases, and what is wrong with them."""
-    from registry.ledger import NoLedgerError, open_ledger
-
     if settings.tracking_db_url is None:
         return "kept by the tracking server; see registry.history --check", []
+    before = _read_events(settings)
     versions, runs = read_registry(settings)
     releases = [one for one in versions if not one.is_candidate]
     if not releases:
         return "none yet", []
+    held = [Held(one.name, alias, one) for one in releases for alias in one.aliases]
+    wrong = list(find_without_run(held, runs, settings))
+    # A move writes before and after it: with nothing written meanwhile, nothing was moving.
+    if _read_events(settings) == before:
+        wrong = [*find_moved_by_hand(held, before), *wrong]
+    return f"{len(releases)} of {len({one.name for one in releases})} model(s)", wrong
+
+
+def _read_events(settings: Settings) -> list[Event]:
+    from registry.ledger import NoLedgerError, open_ledger
+
     try:
         with open_ledger(settings.ledger_url, make=False) as ledger:
-            events = ledger.events()
+            return ledger.events()
     except NoLedgerError:
-        events = []
-    held = [Held(one.name, alias, one) for one in releases for alias in one.aliases]
-    wrong = [*find_moved_by_hand(held, events), *find_without_run(held, runs, settings)]
-    return f"{len(releases)} of {len({one.name for one in releases})} model(s)", wrong
+        return []
 
 
 def find_moved_by_hand(held: Sequence[Held], events: Sequence[Event]) -> Iterator[Wrong]:
     """Yields the aliases that hold something else than by the ledger; pure."""
     found = {(one.name, one.alias): one.version.version for one in held}
-    known = {(one.name, str(one.body["alias"])) for one in events if one.kind == "intent"}
-    erased = {(one.name, one.version) for one in events if one.kind == "erased"}
-    for name, alias in sorted(known | found.keys()):
+    moved = {one.name for one in events if one.kind == "intent"}
+    for name in sorted(moved | {name for name, _ in found}):
         mine = [event for event in events if event.name == name]
-        expected, holds = present_holder(mine, alias), found.get((name, alias))
-        gone = holds is None and (name, expected) in erased
-        if holds == expected or gone or open_intent(mine, alias) is not None:
-            continue  # a move that has no end, the ledger tells
-        yield (
-            f"{name}@{alias} was moved without Podium: it holds {_word(holds)} in MLflow, and by "
-            f"the ledger {_word(expected)}.",
-            _put_back(name, alias, expected),
-        )
+        aliases = {alias: version for (of, alias), version in found.items() if of == name}
+        for one in find_misplaced(mine, aliases):
+            yield (
+                f"{name}@{one.alias} was moved without Podium: it holds {_word(one.found)} in "
+                f"MLflow, and by the ledger {_word(one.expected)}.",
+                _put_back(name, one.alias, one.expected),
+            )
 
 
 def find_without_run(

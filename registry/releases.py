@@ -19,6 +19,7 @@ from typing import Any, Final
 
 from mlops.errors import StructureError
 from mlops.packaging import ModelSpec, check_files, check_model_folder
+from mlops.scoring_code import combine_hashes
 from registry.catalog import Catalog, Release
 from registry.golden import GOLDEN
 from registry.signing import UNSIGNED, UnverifiedError, verify
@@ -70,7 +71,7 @@ class Verified:
     Attributes:
         key: Id of the public key that verified it.
         statement_sha256: Of the bytes of release.json.
-        scoring_sha256: Of its scoring file, for which the signature vouches.
+        scoring_sha256: Of its scoring runtime, for which the signature vouches.
     """
 
     folder: Path
@@ -191,7 +192,7 @@ def check_release(
         content = _read_bounded(folder / STATEMENT)
         statement = read_statement(content)
         _check_statement(folder, statement, name, version, run_id)
-        scoring = statement.files[f"code/{code.name}"]
+        scoring = _scoring_of(statement, f"code/{code.name}/")
         spec = check_model_folder(folder, vouched_scoring=scoring)
         _check_meta(folder / "registered_model_meta", name, version)
     except StructureError as err:
@@ -202,6 +203,14 @@ def check_release(
     ):
         raise UnverifiedError("its statement names another dataset than its MLmodel")
     return Verified(folder, statement, spec, key, hashlib.sha256(content).hexdigest(), scoring)
+
+
+def _scoring_of(statement: Statement, prefix: str) -> str:
+    """Returns the hash of the scoring runtime whose files the statement names."""
+    files = statement.files.items()
+    return combine_hashes(
+        {name.removeprefix(prefix): digest for name, digest in files if name.startswith(prefix)}
+    )
 
 
 def _read_bounded(path: Path) -> bytes:

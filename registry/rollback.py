@@ -32,6 +32,8 @@ class Rollback:
         previous: The version that held the alias before; None if none did.
         version: The version that holds it now.
         moved: False where that version held it already.
+        by_hand: True where somebody had moved it there without Podium, and this recorded it;
+            `previous` is then what held it by the ledger.
     """
 
     name: str
@@ -39,6 +41,7 @@ class Rollback:
     previous: int | None
     version: int
     moved: bool
+    by_hand: bool = False
 
 
 def rollback(
@@ -99,7 +102,8 @@ def rollback(
         evidence = {"statement_sha256": found.statement_sha256, "key": found.key}
         moved = move_alias(registry, release, alias, "rollback", evidence)
     run_after_move(registry, moved)
-    return Rollback(name, alias, None if holder is None else holder.version, to, moved=True)
+    by_hand = bool(moved.body.get("by_hand"))
+    return Rollback(name, alias, moved.body["from"], to, moved=True, by_hand=by_hand)
 
 
 def _find_previous(
@@ -187,12 +191,18 @@ def _main(options: Options) -> int:
     elif not done.moved:
         answer(f"{done.name}: unchanged; version {done.version} is {done.alias} already.")
     else:
-        was = "nothing" if done.previous is None else f"version {done.previous}"
-        answer(
-            f"{done.name} version {done.version} is {done.alias} again, in place of {was}.\n"
-            f"Recorded as done by {who}."
-        )
+        answer(f"{_in_words(done)}\nRecorded as done by {who}.")
     return 0
+
+
+def _in_words(done: Rollback) -> str:
+    was = "nothing" if done.previous is None else f"version {done.previous}"
+    if done.by_hand:
+        return (
+            f"{done.name} version {done.version} stays {done.alias}: the alias was moved to it by "
+            f"hand, in place of {was}; that is recorded and signed now."
+        )
+    return f"{done.name} version {done.version} is {done.alias} again, in place of {was}."
 
 
 def _to_json(done: Rollback) -> dict[str, Any]:
@@ -202,6 +212,7 @@ def _to_json(done: Rollback) -> dict[str, Any]:
         "alias": done.alias,
         "version": done.version,
         "previous": done.previous,
+        "by_hand": done.by_hand,
     }
 
 

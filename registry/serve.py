@@ -46,7 +46,7 @@ class Options:
     workers: int = 1
     """Processes that answer; each has a copy of the model."""
     metrics_port: int | None = None
-    """Port of /metrics and /shadow; by default the next after --port."""
+    """Port of /metrics, /model and /shadow; by default the next after --port."""
     interval_s: float = 2.0
     """Seconds between two looks at the registry, give or take a fifth."""
     challenger: str | None = None
@@ -327,9 +327,10 @@ def _serve(
         workers=options.workers,
         interval_s=options.interval_s,
         shadow=options.shadow,
+        share=share,
     )
     parent.tell(rest)
-    pages = {"/metrics": board.text, "/shadow": parent.evidence}
+    pages = {"/metrics": board.text, "/model": parent.model, "/shadow": parent.shadow}
     with ExitStack() as until_exit:
         try:
             exposition = open_exposition(options.host, _metrics_port(options), pages)
@@ -358,7 +359,7 @@ def _announce(options: Options, alias: str, first: Accepted) -> None:
     from mlops.supervisor import local_url
 
     url = local_url(options.host, options.port)
-    metrics = local_url(options.host, _metrics_port(options)) + "/metrics"
+    beside = local_url(options.host, _metrics_port(options))
     if options.json:
         answer_json(
             {
@@ -366,7 +367,9 @@ def _announce(options: Options, alias: str, first: Accepted) -> None:
                 "alias": alias,
                 "version": first.version,
                 "url": url,
-                "metrics_url": metrics,
+                "metrics_url": f"{beside}/metrics",
+                "model_url": f"{beside}/model",
+                "shadow_url": f"{beside}/shadow" if options.shadow else None,
                 "workers": options.workers,
             }
         )
@@ -374,8 +377,10 @@ def _announce(options: Options, alias: str, first: Accepted) -> None:
     answer(
         f"{first.name}@{alias}, version {first.version}, answers at {url}/invocations "
         f"({options.workers} worker{'s' if options.workers > 1 else ''}).\n"
-        f"Metrics: {metrics}\n"
-        f"Ask it: {_curl(url, first.folder)}\n"
+        f"What it takes, and which class is which: {beside}/model\n"
+        f"Metrics: {beside}/metrics\n"
+        + (f"How the challenger compares: {beside}/shadow\n" if options.shadow else "")
+        + f"Ask it: {_curl(url, first.folder)}\n"
         "Ctrl-C ends it."
     )
 

@@ -15,6 +15,7 @@ import numpy as np
 
 from mlops.inputs import Column, InputSpec
 from mlops.packaging import ModelSpec, build_model_folder, save_network
+from mlops.scoring_code import hash_code, loader_of
 
 KINDS = ("table", "mixed", "image_float32", "image_uint8", "sequence", "ragged", "vae")
 _SHAPES: dict[str, tuple[int, ...]] = {
@@ -159,6 +160,16 @@ def build(root: Path, kind: str) -> Packaged:
     outputs = outputs if isinstance(outputs, list) else [outputs]
     arrays = [np.asarray(output) for output in outputs]
     return Packaged(folder, spec_of(kind), rows_of(kind), features, arrays)
+
+
+def name_code(folder: Path) -> str:
+    """Calls a model folder's code after its content, as who changed it can; returns the name."""
+    (old,) = (folder / "code").iterdir()
+    name = loader_of(hash_code({path.name: path.read_bytes() for path in old.iterdir()}))
+    old.rename(old.with_name(name))
+    mlmodel = folder / "MLmodel"
+    mlmodel.write_text(mlmodel.read_text("utf-8").replace(old.name, name), "utf-8")
+    return name
 
 
 def names_of(spec: ModelSpec) -> list[str]:

@@ -61,19 +61,23 @@ def _call(runtime: Any, data: str, config: Mapping[str, Any]) -> Any:
 
 
 def _import(code: Path) -> ModuleType:
-    """Imports a scoring file under its own name, which tells its content, but once."""
-    known = sys.modules.get(code.stem)
+    """Imports a scoring runtime under its own name, which tells its content, but once."""
+    name = code.name
+    known = sys.modules.get(name)
     if known is not None:
         return known
-    spec = importlib.util.spec_from_file_location(code.stem, code)
+    spec = importlib.util.spec_from_file_location(
+        name, code / "__init__.py", submodule_search_locations=[str(code)]
+    )
     if spec is None or spec.loader is None:
-        refuse_model(f"code/{code.name}", "cannot be imported")
+        refuse_model(f"code/{name}", "cannot be imported")
     module = importlib.util.module_from_spec(spec)
-    sys.modules[code.stem] = module
+    sys.modules[name] = module
     try:
         spec.loader.exec_module(module)
     except BaseException:
-        del sys.modules[code.stem]
+        for one in [one for one in sys.modules if one == name or one.startswith(f"{name}.")]:
+            del sys.modules[one]
         raise
     return module
 

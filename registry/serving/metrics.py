@@ -246,7 +246,8 @@ def open_exposition(
     """Serves pages by GET in threads of their own; bytes are Prometheus text, the rest is JSON.
 
     Args:
-        pages: By path, as `/metrics`. One that returns None is answered with 404.
+        pages: By path, as `/metrics`. One that has nothing to tell returns a sentence that says
+            why, which is answered with 404.
 
     Raises:
         OSError: the port cannot be had.
@@ -261,10 +262,11 @@ def open_exposition(
             value = None if page is None else page()
             if isinstance(value, bytes):
                 self._send(200, "text/plain; version=0.0.4; charset=utf-8", value)
-            elif value is not None:
-                self._send(200, "application/json", json.dumps(value).encode())
+            elif value is None or isinstance(value, str):
+                why = value or f"nothing here; there are {', '.join(pages)}"
+                self._send(404, "text/plain; charset=utf-8", f"{why}\n".encode())
             else:
-                self._send(404, "text/plain", b"nothing here\n")
+                self._send(200, "application/json", json.dumps(value).encode())
 
         def _send(self, status: int, sort: str, content: bytes) -> None:
             self.send_response(status)

@@ -12,16 +12,18 @@ import random
 import threading
 import time
 from collections.abc import Callable, Iterable
+from datetime import UTC, datetime
 from typing import Any, Final
 
 from mlops.errors import MlopsError, first_line
 from mlops.program import say
+from registry.serving.about import describe_release
+from registry.serving.comparing import Comparing
 from registry.serving.follower import Accepted, Follower, News, Refusal, Unset
 from registry.serving.metrics import Board
 from registry.serving.rollout import Done, NotLoaded, Rollout
 from registry.serving.server import Server
-from registry.serving.shadow import evidence, merge
-from registry.serving.state import ROLES, Report, Role, StateFolder, write_json
+from registry.serving.state import ROLES, Report, Role, StateFolder
 from registry.signing import UnverifiedError
 
 TICK_S: Final = 0.05
@@ -36,12 +38,6 @@ FIRST_DEATHS: Final = 3
 
 Note = Callable[[Refusal], None]
 """Writes a refusal into the ledger; raises MlopsError where it cannot."""
-
-
-def _say(line: str) -> None:
-    """Says a line where it can be said: the log may lie on a disk that is full."""
-    with contextlib.suppress(OSError, ValueError):
-        say(line)
 
 
 class Parent:
@@ -59,6 +55,7 @@ class Parent:
         workers: int,
         interval_s: float,
         shadow: bool,
+        share: float = 0.0,
     ) -> None:
         self._folder = folder
         self._follower = follower
@@ -69,6 +66,12 @@ class Parent:
         self._workers = workers
         self._interval_s = interval_s
         self._shadow = shadow
+        self._share = share
+        self._comparing = Comparing(folder, self._say, is_on=shadow)
+        self._shown: dict[Role, tuple[int, datetime]] = {}
+        self._is_same = False
+        self._down_since: tuple[str, float] | None = None
+        self._n_serving = 0
         self._news: queue.SimpleQueue[News] = queue.SimpleQueue()
         self._refusals: queue.SimpleQueue[Refusal] = queue.SimpleQueue()
         self._stop = threading.Event()
@@ -82,6 +85,12 @@ class Parent:
         self._give_up_at = 0.0
         self._not_kept: dict[Role, Accepted] = {}
         self._is_said = False
+
+    def _say(self, line: str) -> None:
+        """Says a line where it can be said: the log may lie on a disk that is full."""
+        when = f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ} " if self._is_ready else ""
+        with contextlib.suppress(OSError, ValueError):
+            say(when + line)
 
     def stop(self) -> None:
         """Has `run` end; may be called from a signal's handler."""
@@ -103,6 +112,10 @@ class Parent:
             UnverifiedError: no worker could load the first champion, or it answers otherwise.
             MlopsError: the server ended before it ever answered.
         """
+        self._say(
+            f"{champion.name} version {champion.version} is verified; loading TensorFlow and the "
+            "release, which takes some 20 s or more ..."
+        )
         self._key = self._rollout.begin(champion)
         self._give_up_at = time.monotonic() + FIRST_S
         threading.Thread(target=self._follow, name="follow", daemon=True).start()
@@ -112,14 +125,14 @@ class Parent:
                 try:
                     self._tick(champion, on_ready)
                 except OSError as err:  # a full disk, say: what answers goes on
-                    _say(f"the workers could not be told: {err}")
+                    self._say(f"the workers could not be told: {err}")
                     self._stop.wait(1.0)
                 self._stop.wait(TICK_S if self._is_busy else 4 * TICK_S)
         finally:
             in_time = self._server is None or self._server.stop()
-            self._leave_evidence()
+            self._comparing.end()
         if not in_time:
-            _say("the server did not end in time: requests that it answered were cut off.")
+            self._say("the server did not end in time: requests that it answered were cut off.")
         return 0
 
     @property
@@ -134,7 +147,8 @@ class Parent:
         self._take_news()
         reports = self._live_reports(server)
         serving = [one for one in reports if one.serving]
-        self._board.workers.set(len(serving))
+        self._n_serving = len(serving)
+        self._board.workers.set(self._n_serving)
         self._board.reachable.set(int(self._follower.reachable))
         if not self._is_ready:
             self._await_first(server, champion, reports, on_ready)
@@ -147,6 +161,36 @@ class Parent:
                 self._is_done(one)
             else:
                 self._is_not_loaded(one)
+        self._watch_challenger()
+        self._watch_recovery(server)
+
+    def _watch_challenger(self) -> None:
+        """Says once where champion and challenger are one release, and where they part."""
+        champion = self._rollout.present("champion")
+        challenger = self._rollout.present("challenger")
+        is_same, before = self._rollout.is_one_release, self._is_same
+        self._comparing.watch(champion, challenger, is_same=is_same)
+        self._is_same = is_same
+        if is_same and not before and champion is not None:
+            self._shown.pop("challenger", None)
+            self._board.show("challenger", None, 0.0, 0.0)
+            self._say(
+                f"version {champion.version} is champion and challenger: nothing is compared, and "
+                "the challenger's share changes nothing."
+            )
+        elif before and challenger is not None and "challenger" not in self._shown:
+            self._show(challenger, 0.0)
+            self._say(f"version {challenger.version} {self._does('challenger')}.")
+
+    def _watch_recovery(self, server: Server) -> None:
+        """Says that all answer again after a worker or the server died."""
+        if self._down_since is None or self._n_serving < self._workers or not server.answers():
+            return
+        what, since = self._down_since
+        self._down_since = None
+        held = self._rollout.present("champion")
+        version = "" if held is None else f" with version {held.version}"
+        self._say(f"{what} again{version}, after {time.monotonic() - since:.0f} s.")
 
     def _await_first(
         self,
@@ -177,7 +221,10 @@ class Parent:
         accepted = one.accepted
         self._follower.not_loaded(accepted)
         reason = f"could not be loaded: {one.reason}"
-        self._refuse(Refusal(accepted.role, accepted.version, "not_loaded", reason))
+        refusal = Refusal(accepted.role, accepted.version, "not_loaded", reason)
+        if accepted.role == "challenger":
+            self._comparing.challenger = refusal
+        self._refuse(refusal)
 
     def _keep(self) -> None:
         """Has the follower write down what answers; what a full disk kept from it, once more."""
@@ -186,23 +233,41 @@ class Parent:
                 self._follower.hold(accepted)
             except OSError as err:
                 if not self._is_said:
-                    _say(f"what answers could not be written down: {err}")
+                    self._say(f"what answers could not be written down: {err}")
                 self._is_said = True
                 return
             del self._not_kept[role]
             self._is_said = False
 
     def _is_done(self, done: Done) -> None:
-        accepted = done.accepted
-        self._not_kept[accepted.role] = accepted
+        accepted, role = done.accepted, done.accepted.role
+        before = self._shown.get(role)
+        self._not_kept[role] = accepted
         self._keep()
-        self._board.show(accepted.role, accepted.version, time.time(), done.load_s)
+        self._show(accepted, done.load_s)
         if self._rollout.present("challenger") is None:
+            self._shown.pop("challenger", None)
             self._board.show("challenger", None, 0.0, 0.0)
-        _say(
-            f"version {accepted.version} answers as {accepted.role} "
-            f"(loaded in {done.load_s:.2f} s)."
+            if role == "challenger":
+                return  # it is the champion, which is said of both
+        of = "" if before is None else f", in place of version {before[0]}"
+        self._say(
+            f"version {accepted.version} {self._does(role)}{of} (loaded in {done.load_s:.1f} s)."
         )
+
+    def _show(self, accepted: Accepted, load_s: float) -> None:
+        now = datetime.now(UTC)
+        self._shown[accepted.role] = (accepted.version, now)
+        self._board.show(accepted.role, accepted.version, now.timestamp(), load_s)
+
+    def _does(self, role: Role) -> str:
+        """What a release does in a role, to go on from its version."""
+        if role == "champion":
+            return "answers as champion"
+        if not self._share:
+            return "scores beside the champion" if self._shadow else "is challenger, asked nothing"
+        answers = f"answers {100 * self._share:g} % of the requests as challenger"
+        return answers + (", and scores the others beside the champion" if self._shadow else "")
 
     def _start_again(self, server: Server | None) -> None:
         now = time.monotonic()
@@ -217,8 +282,10 @@ class Parent:
             server.stop()
             for report in self._folder.read_reports().values():
                 self._forget(report)
-            _say(f"the server has ended; starting it again in {self._pause_s:g} s.")
+            self._say(f"the server has ended; starting it again in {self._pause_s:g} s.")
+            self._n_serving = 0
             self._board.workers.set(0)
+            self._down_since = ("the server answers", now)
             self._board.restarts.inc()
             self._server, self._start_at = None, now + self._pause_s
             self._pause_s = min(2 * self._pause_s, LONGEST_PAUSE_S)
@@ -232,6 +299,10 @@ class Parent:
                 found.append(report)
             else:
                 self._forget(report)
+                if self._is_ready and report.serving:
+                    self._say(f"worker {pid} has ended; another takes its place.")
+                    if self._down_since is None:
+                        self._down_since = ("all workers answer", time.monotonic())
         return found
 
     def _forget(self, report: Report) -> None:
@@ -248,6 +319,8 @@ class Parent:
                 news = self._news.get_nowait()
             except queue.Empty:
                 return
+            if news.role == "challenger":
+                self._comparing.challenger = news
             if isinstance(news, Accepted):
                 self._rollout.propose(news)
             elif isinstance(news, Refusal):
@@ -258,15 +331,17 @@ class Parent:
     def _is_unset(self, news: Unset) -> None:
         if news.role == "challenger":
             self._rollout.withdraw_challenger()
+            self._shown.pop("challenger", None)
             self._board.show("challenger", None, 0.0, 0.0)
-            _say("there is no challenger: the champion answers all requests.")
+            what = "the champion answers all requests" if self._share else "nothing is compared"
+            self._say(f"there is no challenger: {what}.")
         else:
-            _say("the alias points at nothing any more; what answers goes on.")
+            self._say("the alias points at nothing any more; what answers goes on.")
 
     def _refuse(self, refusal: Refusal) -> None:
         kept = self._rollout.present(refusal.role)
-        on = "" if kept is None else f" Version {kept.version} goes on answering."
-        _say(f"REFUSED as {refusal.role}: version {refusal.version} {refusal.reason}.{on}")
+        on = "" if kept is None else f" Version {kept.version} goes on."
+        self._say(f"REFUSED as {refusal.role}: version {refusal.version} {refusal.reason}.{on}")
         self._board.refused.labels(refusal.sort).inc()
         self._refusals.put(refusal)
 
@@ -280,7 +355,7 @@ class Parent:
                     verify_at = time.monotonic() + VERIFY_EVERY_S
                     self._verify_present()
             except Exception as err:  # a thread that ends would leave a server that never follows
-                _say(f"following the alias failed: {type(err).__name__}: {first_line(err)}")
+                self._say(f"following the alias failed: {type(err).__name__}: {first_line(err)}")
             # Jittered, so that replicas which started together do not ask together.
             self._stop.wait(self._interval_s * random.uniform(0.8, 1.2))
 
@@ -290,13 +365,13 @@ class Parent:
             self._news.put(one)
         if self._follower.reachable != was_reachable:
             how = "answers again" if not was_reachable else "does not answer; what is served stays"
-            _say(f"the registry {how}.")
+            self._say(f"the registry {how}.")
         while not self._refusals.empty():
             refusal = self._refusals.get()
             try:
                 self._note(refusal)
             except MlopsError as err:
-                _say(f"the ledger does not know of the refusal: {first_line(err)}")
+                self._say(f"the ledger does not know of the refusal: {first_line(err)}")
 
     def _verify_present(self) -> None:
         for role in ROLES:
@@ -307,30 +382,33 @@ class Parent:
             self._board.verifies.labels(role).set(int(good))
             if self._following.get(role, True) != good:
                 how = "verifies again" if good else "DOES NOT VERIFY any more with this host's keys"
-                _say(f"version {held.version}, which answers as {role}, {how}.")
+                self._say(f"version {held.version}, which is {role}, {how}.")
             self._following[role] = good
 
-    # What the shadow saw.
+    # What is told of what answers.
 
-    def evidence(self) -> dict[str, Any] | None:
-        """Returns the report of the shadow about what is served now; None where there is none."""
-        champion = self._rollout.present("champion")
-        challenger = self._rollout.present("challenger")
-        if not self._shadow or champion is None or challenger is None:
-            return None
-        found = merge(self._folder.read_shadows(), champion.version, challenger.version)
-        shas = (champion.statement_sha256, challenger.statement_sha256)
-        return evidence(champion.name, found, *shas)
+    def model(self) -> dict[str, Any] | str:
+        """Returns what answers now, for the page /model."""
+        roles = {role: self._rollout.present(role) for role in ROLES}
+        champion, challenger = roles["champion"], roles["challenger"]
+        if champion is None or not self._is_ready:
+            return "nothing answers yet: the first release is being loaded."
+        told = describe_release(champion, self._follower.alias("champion"), self._since("champion"))
+        told["workers"] = self._n_serving
+        told["challenger"] = None
+        if challenger is not None:
+            alias = self._follower.alias("challenger")
+            told["challenger"] = {
+                **describe_release(challenger, alias, self._since("challenger")),
+                "share": self._share,
+                "shadow": self._shadow,
+            }
+        return told
 
-    def _leave_evidence(self) -> None:
-        found = self.evidence()
-        if found is not None and found["requests"]:
-            try:
-                write_json(self._folder.report, found)
-            except OSError as err:
-                _say(f"what the challenger did could not be written down: {err}")
-                return
-            _say(
-                f"what the challenger did with {found['requests']} requests stands in "
-                f"{str(self._folder.report)!r}; python -m registry.promote takes it as --replayed."
-            )
+    def _since(self, role: Role) -> datetime | None:
+        shown = self._shown.get(role)
+        return None if shown is None else shown[1]
+
+    def shadow(self) -> dict[str, Any] | str:
+        """Returns what is compared now, for the page /shadow; a sentence where nothing is."""
+        return self._comparing.page()

@@ -93,6 +93,11 @@ class Rollout:
         found = self._answering(role)
         return None if found is None else found.accepted
 
+    @property
+    def is_one_release(self) -> bool:
+        """Whether champion and challenger are the same."""
+        return "challenger" in self._present and self.present("challenger") is None
+
     def _answering(self, role: Role) -> _Try | None:
         found, champion = self._present.get(role), self._present.get("champion")
         if role == "challenger" and found and champion and _is_same(found, champion.accepted):
@@ -210,7 +215,7 @@ class Rollout:
                 None if champion is None else champion.key,
                 None if challenger is None else challenger.key,
                 self._share,
-                self._shadow,
+                self._shadow and challenger is not None,
             )
         )
         self._is_dirty = False

@@ -237,7 +237,7 @@ def _env(folder: StateFolder, serving: Serving) -> dict[str, str]:
         PARENT: json.dumps(this_process()),
         "PATH": _joined(str(Path(sys.executable).parent), env.get("PATH", os.defpath)),
         "PYTHONPATH": _joined(root, env.get("PYTHONPATH", "")),
-        "PYTHONDONTWRITEBYTECODE": "1",  # beside a scoring file it would be a file too many
+        "PYTHONDONTWRITEBYTECODE": "1",  # in a model folder it would be a file too many
         "PYTHONUNBUFFERED": "1",
     }
 

@@ -41,7 +41,7 @@ class Wanted:
 
     Attributes:
         folder: Its private, verified copy.
-        scoring_sha256: Of its scoring file, for which its signature vouches.
+        scoring_sha256: Of its scoring runtime, for which its signature vouches.
     """
 
     version: int

@@ -245,3 +245,24 @@ def test_a_shell_alone_is_told_the_status_and_the_reason(fakes: Fakes, tmp_path:
     )
     assert done.returncode == 3
     assert done.stdout == f"{MODEL}: rejected, quality: accuracy 0.4000 is below 0.9.\n"
+
+
+@pytest.mark.parametrize(
+    "told",
+    [
+        '{"predictions": [{"label": "4", "probabilities": [0.1]}]}',  # stock MLflow
+        '{"predictions":[{"label":"4","probabilities":[0.1]}],"model_version":2}',  # registry.serve
+    ],
+)
+def test_the_smoke_test_reads_the_answers_of_both_servers(
+    fakes: Fakes, tmp_path: Path, told: str
+) -> None:
+    (step,) = [one for one in STEPS if one["name"] == "Smoke test"]
+    path = fakes.promote_answers("promoted", 0)
+    (fakes.folder / "curl").write_text(f"#!/bin/sh\ncat <<'END'\n{told}\nEND\n")
+    (fakes.folder / "curl").chmod(0o755)
+    done = run_step(step, tmp_path, tmp_path / "home", PATH=path)
+    assert (done.returncode, fakes.typed) == (0, ["registry.verify"]), done.stdout
+    wrong = run_step(step, tmp_path, tmp_path / "home", PATH=path, SMOKE_EXPECT='"label": "5"')
+    assert wrong.returncode == 1
+    assert 'expected "label": "5" in the answer, got {"predictions"' in wrong.stdout

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import hashlib
 import io
 import json
 import re
@@ -29,7 +28,8 @@ from mlops.packaging import (
     load_model,
     save_network,
 )
-from tests.packaged_models import KINDS, Packaged, build, network_of, spec_of
+from mlops.scoring_code import read_own
+from tests.packaged_models import KINDS, Packaged, build, name_code, network_of, spec_of
 
 
 @pytest.fixture(scope="module")
@@ -160,21 +160,69 @@ def flip(path: Path) -> None:
 
 
 def code_of(folder: Path) -> Path:
+    """The folder of the scoring runtime."""
     (code,) = (folder / "code").iterdir()
     return code
 
 
+def in_code(name: str, content: str | bytes = "x = 1\n") -> Callable[[Path], None]:
+    """A change that writes a file beside those of the scoring runtime."""
+    return lambda folder: write(f"code/{code_of(folder).name}/{name}", content)(folder)
+
+
 def change_code_byte(folder: Path) -> None:
-    code = code_of(folder)
+    code = code_of(folder) / "model.py"
     code.write_text(code.read_text() + "\n")
 
 
-def rename_changed_code(folder: Path) -> None:
-    change_code_byte(folder)
-    old = code_of(folder)
-    name = f"podium_scoring_{hashlib.sha256(old.read_bytes()).hexdigest()[:12]}"
-    old.rename(old.with_name(f"{name}.py"))
-    change_mlmodel(folder, set_in(*FLAVOR, "loader_module", name))
+def renamed_after(change: Callable[[Path], None]) -> Callable[[Path], None]:
+    """Changes the code, and calls it after its content again."""
+
+    def apply(folder: Path) -> None:
+        change(folder)
+        name_code(folder)
+
+    return apply
+
+
+def remove_code(name: str) -> Callable[[Path], None]:
+    return lambda folder: (code_of(folder) / name).unlink()
+
+
+def rename_code(folder: Path) -> None:
+    (code_of(folder) / "scores.py").rename(code_of(folder) / "marks.py")
+
+
+def exchange_code(folder: Path) -> None:
+    """The same contents and the same names, but not together."""
+    one, other = code_of(folder) / "scores.py", code_of(folder) / "ragged.py"
+    content = one.read_bytes()
+    one.write_bytes(other.read_bytes())
+    other.write_bytes(content)
+
+
+def link_code_file(folder: Path) -> None:
+    file = code_of(folder) / "model.py"
+    file.rename(folder.parent / "model.py")
+    file.symlink_to(folder.parent / "model.py")
+
+
+def link_code(folder: Path) -> None:
+    code = code_of(folder)
+    code.rename(folder.parent / code.name)
+    code.symlink_to(folder.parent / code.name, target_is_directory=True)
+
+
+def replace_code_by_file(folder: Path) -> None:
+    code = code_of(folder)
+    content = (code / "__init__.py").read_bytes()
+    shutil.rmtree(code)
+    code.with_name(f"{code.name}.py").write_bytes(content)
+
+
+def crowd_code(folder: Path) -> None:
+    for number in range(64):
+        in_code(f"m{'a' * number}.py")(folder)
 
 
 def link_network(folder: Path) -> None:
@@ -233,7 +281,54 @@ TAMPERED: dict[str, tuple[Callable[[Path], Any], str]] = {
     "missing file": (lambda f: (f / "requirements.txt").unlink(), "requirements.txt is missing"),
     "symlink": (link_network, "'data/model.keras' is a link"),
     "changed code": (change_code_byte, "is not named after its content"),
-    "unknown code": (rename_changed_code, "is not a scoring file this Podium knows"),
+    "unknown code": (renamed_after(change_code_byte), "is not a scoring runtime this Podium knows"),
+    "extra module": (in_code("evil.py"), "is not named after its content"),
+    "extra module, renamed": (
+        renamed_after(in_code("evil.py")),
+        "is not a scoring runtime this Podium knows",
+    ),
+    "module gone": (remove_code("scores.py"), "is not named after its content"),
+    "module gone, renamed": (
+        renamed_after(remove_code("scores.py")),
+        "is not a scoring runtime this Podium knows",
+    ),
+    "no package": (remove_code("__init__.py"), "is not named after its content"),
+    "module renamed": (rename_code, "is not named after its content"),
+    "modules exchanged": (exchange_code, "is not named after its content"),
+    "runtime's bytecode": (
+        in_code("__pycache__/model.cpython-311.pyc", b"x"),
+        "__pycache__' is a link or an unknown folder",
+    ),
+    "bytecode beside": (in_code("__init__.pyc", b"x"), "is not a file of a scoring runtime"),
+    "extension module": (
+        in_code("model.cpython-311-x86_64-linux-gnu.so", b"x"),
+        "is not a file of a scoring runtime",
+    ),
+    "stable extension": (in_code("model.abi3.so", b"x"), "is not a file of a scoring runtime"),
+    "subpackage": (in_code("model/__init__.py"), "/model' is a link or an unknown folder"),
+    "hidden module": (in_code(".model.py"), "is not a file of a scoring runtime"),
+    "module of other letters": (in_code("modél.py"), "is not a file of a scoring runtime"),
+    "module in capitals": (in_code("Evil.py"), "is not a file of a scoring runtime"),
+    "module with a line end": (in_code("model.py\n"), "is not a file of a scoring runtime"),
+    "too many modules": (crowd_code, "holds more than 64 files"),
+    "large module": (in_code("model.py", b" " * (5 << 20)), "model.py is larger than"),
+    "module that is no text": (in_code("model.py", b"\xff\xfe"), "model.py is not UTF-8"),
+    "linked module": (link_code_file, "/model.py' is a link"),
+    "linked code": (link_code, "is a link or an unknown folder"),
+    "second runtime": (
+        write("code/podium_scoring_000000000000/__init__.py", "x = 1"),
+        "code holds something else",
+    ),
+    "module beside the runtime": (
+        lambda f: write(f"code/{code_of(f).name}.py", "x = 1")(f),
+        "code holds something else",
+    ),
+    "code in one file": (replace_code_by_file, "code holds something else"),
+    "file for a folder": (
+        lambda f: (shutil.rmtree(code_of(f)), write("code/podium_scoring_000000000000", "x")(f)),
+        "podium_scoring_000000000000 is missing",
+    ),
+    "no code": (lambda f: shutil.rmtree(code_of(f)), "code holds something else"),
     "bad meta": (
         write("registered_model_meta", "model_name: x\nrun: y\n"),
         "registered_model_meta",
@@ -492,7 +587,7 @@ def test_the_check_and_the_build_import_no_keras_and_no_mlflow(
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "[]\n"
     names = [path for path in source.rglob("*") if path.is_file()]
-    assert len(names) == 5
+    assert len(names) == 4 + len(read_own())
     for path in names:  # the same network and spec give the same bytes
         assert (tmp_path / "again" / path.relative_to(source)).read_bytes() == path.read_bytes()
 

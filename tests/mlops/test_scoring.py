@@ -3,14 +3,13 @@ from __future__ import annotations
 import asyncio
 import base64
 import decimal
-import hashlib
-import importlib
 import io
 import json
 import math
 import os
 import re
 import struct
+import subprocess
 import sys
 import threading
 import time
@@ -29,16 +28,8 @@ from hypothesis import strategies as st
 
 from mlops.packaging import load_model
 from mlops.scoring import (
-    CHUNK_ROWS,
-    EXPLAIN_S,
-    EXPLAINED_AT_ONCE,
-    MAX_EXPLAINED,
     MAX_PIXELS,
     STATUS,
-    _Batches,
-    _Gradients,
-    _load_pyfunc,
-    _rows_for,
     category_name,
     decode_picture,
     encode_table,
@@ -46,6 +37,11 @@ from mlops.scoring import (
     reconstruction_error,
     scoring_error,
 )
+from mlops.scoring.batches import Batches
+from mlops.scoring.compiled import CHUNK_ROWS
+from mlops.scoring.explain import EXPLAIN_S, EXPLAINED_AT_ONCE, MAX_EXPLAINED, Gradients
+from mlops.scoring.model import load_pyfunc, rows_for
+from mlops.scoring_code import read_own
 from tests.packaged_models import (
     JSON,
     KINDS,
@@ -56,6 +52,7 @@ from tests.packaged_models import (
     columns_of,
     features_of,
     http_forms,
+    name_code,
     python_forms,
     records_of,
     rows_of,
@@ -264,7 +261,7 @@ def test_a_table_of_one_category_column_is_a_table(
 
     columns = [{"name": "colour", "categories": ["AAAA", "b"], "missing": "flagged", "fill": None}]
     spec = models["mixed"][0].spec.input.to_json() | {"shape": [3], "columns": columns}
-    rows = _rows_for(spec)
+    rows = rows_for(spec)
     wanted = [[1, 0, 0], [0, 0, 1]]
     cells = ["AAAA", None]
     for data in (
@@ -315,7 +312,7 @@ def test_a_bad_picture_is_refused_with_its_row(servers: dict[str, Post]) -> None
     assert "row 0 is a PNG or JPEG file, but this model takes raw values only" in text
     spec = spec_of("image_uint8").input.to_json() | {"shape": [4, 4, 2]}
     with pytest.raises(ValueError, match="row 0 is a picture, which has 1, 3 or 4 channels, not 2"):
-        _rows_for(spec).parse([png])
+        rows_for(spec).parse([png])
 
 
 def test_no_rows_are_refused_as_empty(
@@ -581,7 +578,7 @@ def test_a_setting_that_there_is_not_is_refused_when_a_model_is_loaded(
     config: dict[str, Any], sentence: str
 ) -> None:
     with pytest.raises(ValueError, match=sentence):
-        _load_pyfunc("nowhere", config)
+        load_pyfunc("nowhere", config)
 
 
 class Held:
@@ -591,7 +588,7 @@ class Held:
         self.passes: list[int] = []
         self.free = threading.Event()
         self.started = threading.Event()
-        self.batches = _Batches(self.score, max_batch, max_wait_s)
+        self.batches = Batches(self.score, max_batch, max_wait_s)
 
     def score(self, rows: Any) -> Any:
         self.passes.append(len(rows))
@@ -677,7 +674,7 @@ def test_a_request_that_makes_its_pass_fail_fails_alone() -> None:
 
 
 def test_a_leader_that_fails_while_it_waits_for_more_leaves_nobody_waiting() -> None:
-    batches = _Batches(lambda rows: rows * 2.0, 8, 1e30)  # longer than a lock can wait
+    batches = Batches(lambda rows: rows * 2.0, 8, 1e30)  # longer than a lock can wait
     with ThreadPoolExecutor(2) as pool:
         for future in [pool.submit(batches.score, ones(i)) for i in range(4)]:
             with pytest.raises(OverflowError):
@@ -803,7 +800,7 @@ def test_a_linear_network_is_explained_by_its_weights() -> None:
         flat = keras.layers.Flatten()(keras.layers.Rescaling(0.5, offset=1.0)(x))
         dense = keras.layers.Dense(4)
         network = keras.Model(x, dense(flat))
-        gradients = _Gradients(network, (2, 3), "classifier", None)
+        gradients = Gradients(network, (2, 3), "classifier", None)
         row = np.arange(6, dtype=np.float32).reshape(2, 3) * 40
         start = np.full((2, 3), 7.0, np.float32)
         weights = np.asarray(dense.kernel).reshape(2, 3, 4)
@@ -825,7 +822,7 @@ def test_layers_that_train_otherwise_are_explained_as_they_answer() -> None:
     y = keras.layers.Dropout(0.5)(keras.layers.Flatten()(y))
     network = keras.Model(x, keras.layers.Softmax()(keras.layers.Dense(3)(y)))
     row = np.random.default_rng(1).integers(0, 256, (8, 8, 1)).astype(np.float32)
-    gradients = _Gradients(network, (8, 8, 1), "classifier", None)
+    gradients = Gradients(network, (8, 8, 1), "classifier", None)
     found, before = gradients.integrated(row, np.zeros_like(row), 1)
     answer = np.asarray(network(row[None].astype(np.uint8), training=False))[0, 1]
     assert found.sum() == pytest.approx(answer - before, abs=1e-4)
@@ -910,7 +907,7 @@ BOMBS: dict[str, tuple[str, Any, str]] = {
 @pytest.mark.parametrize("bomb", BOMBS)
 def test_a_short_request_takes_little_memory(bomb: str) -> None:
     kind, data, code = BOMBS[bomb]
-    rows = _rows_for(spec_of(kind).input.to_json())
+    rows = rows_for(spec_of(kind).input.to_json())
     tracemalloc.start()
     try:
         with pytest.raises(ValueError) as caught:
@@ -952,7 +949,7 @@ def test_loading_leaves_the_folder_as_it_was(models: dict[str, tuple[Packaged, A
         assert not list(packaged.folder.rglob("__pycache__"))
 
 
-def test_two_scoring_files_in_one_process_run_each_their_own(
+def test_two_scoring_runtimes_in_one_process_run_each_their_own(
     models: dict[str, tuple[Packaged, Any]], tmp_path: Path
 ) -> None:
     import shutil
@@ -963,12 +960,10 @@ def test_two_scoring_files_in_one_process_run_each_their_own(
     other = tmp_path / "other"
     shutil.copytree(packaged.folder, other)
     (old,) = (other / "code").iterdir()
-    text = old.read_text().replace("scores.argmax(axis=1)", "scores.argmin(axis=1)") + "# other\n"
-    name = f"podium_scoring_{hashlib.sha256(text.encode()).hexdigest()[:12]}"
-    old.unlink()
-    (other / "code" / f"{name}.py").write_text(text)
-    mlmodel = other / "MLmodel"
-    mlmodel.write_text(mlmodel.read_text().replace(old.stem, name))
+    code = old / "model.py"
+    text = code.read_text().replace("scores.argmax(axis=1)", "scores.argmin(axis=1)") + "# other\n"
+    code.write_text(text)
+    name = name_code(other)
 
     def labels(loaded: Any) -> list[str]:
         return [row["label"] for row in loaded.predict(packaged.rows, params={"labels": True})]
@@ -979,25 +974,41 @@ def test_two_scoring_files_in_one_process_run_each_their_own(
     best, worst = packaged.outputs[0].argmax(axis=1), packaged.outputs[0].argmin(axis=1)
     assert labels(model) == labels(again) == names[best].tolist()
     assert labels(second) == names[worst].tolist()
-    assert {old.stem, name} <= set(sys.modules)
+    for path in (packaged.folder / "code" / old.name).iterdir():
+        own, others = (sys.modules[runtime_module(each, path)] for each in (old.name, name))
+        assert own is not others
+        assert Path(others.__file__ or "") == other / "code" / name / path.name
+
+
+def runtime_module(runtime: str, path: Path) -> str:
+    return runtime if path.stem == "__init__" else f"{runtime}.{path.stem}"
 
 
 def test_scoring_imports_nothing_heavy_and_nothing_of_podium() -> None:
     import ast
 
-    source = Path(importlib.import_module("mlops.scoring").__file__ or "").read_text()
-    tree = ast.parse(source)
-    top = {
-        alias.name if isinstance(node, ast.Import) else node.module
-        for node in tree.body
-        if isinstance(node, (ast.Import, ast.ImportFrom))
-        for alias in node.names
-    }
+    top = set()
+    for name, content in read_own().items():
+        source = content.decode()
+        tree = ast.parse(source)
+        for node in tree.body:
+            if isinstance(node, ast.Import):
+                top |= {alias.name for alias in node.names}
+            elif isinstance(node, ast.ImportFrom) and not node.level:
+                top.add(node.module or "")
+        relative = [node for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)]
+        assert all(node.level <= 1 for node in relative), name
+        assert "import mlops" not in source and "from mlops" not in source
     heavy = {"numpy", "numpy.typing"}
-    assert {name for name in top if name and name.split(".")[0] not in sys.stdlib_module_names} == (
-        heavy
-    )
-    assert "import mlops" not in source and "from mlops" not in source
+    assert {name for name in top if name.split(".")[0] not in sys.stdlib_module_names} == heavy
+
+
+def test_importing_scoring_reads_all_of_its_files() -> None:
+    """A model folder is checked before it is imported; nobody checks what is read later."""
+    code = "import sys, mlops.scoring; print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    wanted = {runtime_module("mlops.scoring", Path(name)) for name in read_own()}
+    assert len(wanted) > 10 and wanted <= set(done.stdout.split())
 
 
 def column(name: str, categories: Any = None, missing: str = "refused", fill: Any = None) -> Any:
@@ -1260,3 +1271,18 @@ def test_gaussian_kl_is_the_integral_it_stands_for() -> None:
     integral = np.trapezoid(np.exp(log_q) * (log_q - log_p), z)
     kl = gaussian_kl([[mean, 0.0]], [[log_var, 0.0]])
     assert kl == pytest.approx([integral], abs=1e-9)
+
+
+def test_a_csv_without_names_loses_no_row(servers: dict[str, Post]) -> None:
+    rows = rows_of("image_float32", 3).reshape(3, -1)
+    rows[:, :4] = 0.0  # as names, pandas tells those that are the same apart
+    lines = [",".join(map(str, row)) for row in rows.tolist()]
+    counted = ",".join(map(str, range(rows.shape[1])))
+
+    status, text = servers["image_float32"]("\n".join(lines).encode(), "text/csv")
+    named = servers["image_float32"]("\n".join([counted, *lines]).encode(), "text/csv")
+
+    assert (status, json.loads(text)["code"]) == (400, "missing_key")
+    assert "begins with numbers, where the names of its columns were expected" in text
+    assert named[0] == 200
+    assert len(json.loads(named[1])["predictions"]) == 3

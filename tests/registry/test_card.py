@@ -13,7 +13,7 @@ import pytest
 from mlops.evaluation import score_classifier, score_vae
 from mlops.inputs import Column, InputSpec
 from mlops.packaging import ModelSpec
-from mlops.scoring import _rows_for
+from mlops.scoring.model import rows_for
 from registry.card import MAX_CHARACTERS, CardFacts, example_request, model_card
 from registry.evidence import Commit, Evidence, Measured, Serving
 from registry.gates import decide
@@ -152,7 +152,7 @@ def test_the_example_is_a_request_that_the_model_takes(kind: str, tmp_path: Path
         ).stdout.decode()
     sent = json.loads(body)
     rows = pd.DataFrame(sent["dataframe_records"]) if "inputs" not in sent else sent["inputs"]
-    assert _rows_for(data.to_json()).parse(rows).shape == (1, *data.shape)
+    assert rows_for(data.to_json()).parse(rows).shape == (1, *data.shape)
     assert "curl" in card_of(kind)
 
 

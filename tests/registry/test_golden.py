@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from mlops.errors import StructureError
 from mlops.inputs import Column, InputSpec
-from mlops.scoring import _rows_for
+from mlops.scoring.model import rows_for
 from registry.golden import (
     ATOL,
     RTOL,
@@ -31,7 +31,7 @@ from tests.packaged_models import KINDS, spec_of
 def test_golden_requests_are_rows_that_a_model_of_that_input_takes(kind: str) -> None:
     spec = spec_of(kind).input
     requests = golden_requests(spec)
-    rows = _rows_for(spec.to_json()).parse(json.loads(json.dumps(requests)))
+    rows = rows_for(spec.to_json()).parse(json.loads(json.dumps(requests)))
     assert rows.shape == (8, *spec.shape)
     assert len(np.unique(rows.reshape(8, -1), axis=0)) == 8
     assert requests == golden_requests(spec)

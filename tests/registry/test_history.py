@@ -16,7 +16,7 @@ import sqlalchemy as sa
 from mlops.mlflow_store import ensure_experiment, ensure_registered_model, open_store_client
 from mlops.settings import Settings
 from registry.events import Event
-from registry.history import Statement, as_table, compare, main, read_time
+from registry.history import Statement, as_table, compare, describe, main, read_time
 from registry.ledger import Actor, Ledger, open_ledger
 
 ADA = Actor("ada", "tracking server")
@@ -168,6 +168,19 @@ def test_the_table_says_what_happened_and_who_knew_the_actor(
     (line,) = capsys.readouterr().out.splitlines()
     assert [one["seq"] for one in json.loads(line)["events"]] == [1, 3, 4, 5, 6, 7]
     assert "late" not in as_table(ledger.events())
+
+
+def test_a_decision_says_which_candidate_it_is_about(ledger: Ledger) -> None:
+    gates = [{"name": "quality", "passed": False}]
+    body = {"alias": "champion", "candidate": "digits-candidates/7"}
+    ledger.append("rejected", "digits", None, ADA, {"gates": gates, **body})
+    proposed = ledger.append("proposed", "digits", 2, ADA, body)
+    ledger.append("approved", "digits", 2, ADA, {"alias": "champion", "proposal": proposed.seq})
+    assert [describe(event) for event in ledger.events()] == [
+        "candidate 7, failed: quality",
+        "candidate 7, as champion",
+        "as champion (proposed in event 2)",
+    ]
 
 
 @pytest.mark.parametrize(

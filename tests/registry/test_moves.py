@@ -12,7 +12,16 @@ from hypothesis import given, settings
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from registry.events import Actor, Event, Kind
-from registry.moves import Holding, count_decisions, holding_at, open_intent, previous_holder
+from registry.moves import (
+    Holding,
+    Misplaced,
+    count_decisions,
+    find_misplaced,
+    holding_at,
+    open_intent,
+    present_holder,
+    previous_holder,
+)
 
 START = datetime(2026, 11, 23, 14, 0, tzinfo=UTC)
 
@@ -74,6 +83,40 @@ def test_a_version_that_is_promoted_again_holds_it_all_the_time() -> None:
     assert holding_at(events, "champion", at(9)).since == at(4)
     assert previous_holder(events, "champion") == 1
     assert open_intent(events[:-1], "champion") == events[-2]
+
+
+def recorded(kind: Kind, was: int | None, to: int, before: list[Event]) -> list[Event]:
+    """A move's two events; `was` may be what the ledger does not know of."""
+    seq = len(before) + 1
+    body = {"alias": "champion", "from": was, "to": to}
+    move = "promote" if kind == "done" else "rollback"
+    intent = event(seq, "intent", seq, **body, move=move)
+    return [*before, intent, event(seq + 1, kind, seq + 1, **body, intent=seq)]
+
+
+@pytest.mark.parametrize("was", [1, 2])  # as earlier versions wrote it, and as it is written now
+def test_a_move_by_hand_that_was_recorded_counts_from_then_on(was: int) -> None:
+    events = recorded("rolled_back", was, 1, moves(1, 2))
+    assert [held(holding_at(events, "champion", at(minute))) for minute in (4, 5, 6)] == [
+        (2, None),
+        (2, 1),
+        (1, None),
+    ]
+    assert present_holder(events, "champion") == 1
+    assert previous_holder(events, "champion") is None  # 1 replaced none when it was promoted
+    again = recorded("done", 2 if was == 2 else 1, 1, moves(1, 2))
+    assert previous_holder(again, "champion") == 2
+
+
+def test_an_alias_that_is_elsewhere_is_found_and_one_that_is_being_moved_is_not() -> None:
+    events = moves(1, 2)
+    assert find_misplaced(events, {"champion": 2}) == []
+    assert find_misplaced(events, {"champion": 1}) == [Misplaced("champion", 1, 2)]
+    assert find_misplaced(events, {}) == [Misplaced("champion", None, 2)]
+    assert find_misplaced(events, {"champion": 2, "staging": 1}) == [Misplaced("staging", 1, None)]
+    moving = recorded("done", 2, 3, events)[:-1]
+    assert [find_misplaced(moving, {"champion": version}) for version in (2, 3)] == [[], []]
+    assert find_misplaced(moving, {"champion": 1}) == [Misplaced("champion", 1, 2)]
 
 
 @pytest.mark.parametrize(

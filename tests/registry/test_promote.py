@@ -19,7 +19,7 @@ from registry.alias import Registry, open_registry
 from registry.catalog import Candidate, Catalog
 from registry.deciding import choose_candidate
 from registry.policy import Policy, Rule
-from registry.promote import main, promote
+from registry.promote import main, promote, serve_lines
 from registry.releases import check_release, fetch_release
 from registry.signing import UnverifiedError
 from tests.registry.sides import NAME, probe_sides
@@ -457,3 +457,11 @@ def test_a_tag_of_a_strangers_does_nothing_to_the_terminal(
     done = promote(registry, NAME)
     assert done.decision == "promoted"
     assert done.reason.isprintable() and len(done.reason) < 200
+
+
+def test_a_challenger_is_served_beside_the_champion(settings: Settings) -> None:
+    first, command, *_ = serve_lines(NAME, "challenger", settings)
+    assert first == "Have it score beside the champion:"
+    assert command.endswith(f"python -m registry.serve {NAME} --shadow")
+    assert serve_lines(NAME, "staging", settings)[1].endswith(f"registry.serve {NAME}@staging")
+    assert serve_lines(NAME, "champion", settings)[1].endswith(f"registry.serve {NAME}")

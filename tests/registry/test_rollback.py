@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
@@ -15,11 +16,13 @@ import pytest
 from mlops.data import Dataset
 from mlops.errors import MlopsError, UsageError
 from mlops.mlflow_store import open_store_client
+from registry import history
 from registry.alias import Registry, open_registry
 from registry.approve import RefusedError
 from registry.catalog import Catalog, Release
 from registry.ledger import Actor, os_user
-from registry.moves import open_intent
+from registry.ledger_store import LedgerStore
+from registry.moves import holding_at, open_intent, present_holder
 from registry.policy import Hook
 from registry.promote import promote
 from registry.rollback import main, rollback
@@ -161,6 +164,64 @@ def test_an_alias_that_somebody_deleted_can_be_put_back(three: Registry) -> None
     assert champion_of(three) == 3
 
 
+def test_an_alias_that_was_moved_by_hand_is_recorded_where_it_is(
+    three: Registry, capsys: pytest.CaptureFixture[str]
+) -> None:
+    client = open_store_client(three.settings)
+    client.set_registered_model_alias(NAME, "champion", "2")
+    (finding,) = LedgerStore(three.settings).check().findings
+    assert f"champion of {NAME} holds version 2 in MLflow, and by the ledger version 3" in (
+        finding.wrong
+    )
+    assert finding.mend.endswith(f"python -m registry.rollback {NAME} --to 3")
+    assert main([NAME, "--to", "2"]) == 0
+    said = (
+        f"{NAME} version 2 stays champion: the alias was moved to it by hand, in place of version "
+        "3; that is recorded and signed now."
+    )
+    assert capsys.readouterr().out.splitlines()[0] == said
+    intent, end = three.ledger.events(NAME)[-2:]
+    assert (intent.body["from"], intent.body["to"], intent.body["by_hand"]) == (3, 2, True)
+    assert (end.kind, end.body["from"], end.body["by_hand"]) == ("rolled_back", 3, True)
+    assert "champion 3 -> 2, moved to it by hand before" in history.as_table([intent, end])
+    # Ledger and MLflow agree, and so does what asks them.
+    assert LedgerStore(three.settings).check().findings == ()
+    assert history.main([NAME, "--check"]) == 0
+    held = holding_at(three.ledger.events(NAME), "champion", datetime.now(UTC))
+    assert held.version == 2
+    assert not rollback(three, NAME, to=2).moved
+    back = rollback(three, NAME)
+    assert (back.previous, back.version, back.by_hand) == (2, 1, False)
+
+
+def test_what_an_earlier_version_recorded_of_a_move_by_hand_is_read_as_it_was_meant(
+    three: Registry,
+) -> None:
+    """It wrote `from` equal to `to`, and then refused every rollback without --to."""
+    open_store_client(three.settings).set_registered_model_alias(NAME, "champion", "2")
+    body = {"alias": "champion", "from": 2, "to": 2}
+    known = next(one for one in three.ledger.events(NAME) if one.version == 2)
+    intent = three.ledger.append(
+        *("intent", NAME, 2, three.actor),
+        {**body, "move": "rollback", "statement_sha256": known.body["statement_sha256"]},
+    )
+    end = three.ledger.append("rolled_back", NAME, 2, three.actor, {**body, "intent": intent.seq})
+    assert history.main([NAME, "--check"]) == 0
+    assert "champion 2 -> 2, which it held in MLflow already" in history.as_table([end])
+    assert rollback(three, NAME).version == 1
+
+
+def test_a_promotion_to_where_somebody_moved_the_alias_is_recorded_as_one(
+    registry: Registry, register: Register
+) -> None:
+    for _ in range(2):
+        promote_next(registry, register)
+    open_store_client(registry.settings).set_registered_model_alias(NAME, "champion", "1")
+    assert promote(registry, NAME, version=1).decision == "promoted"
+    assert present_holder(registry.ledger.events(NAME), "champion") == 1
+    assert rollback(registry, NAME).version == 2
+
+
 def test_a_release_that_was_altered_is_not_gone_back_to(three: Registry) -> None:
     run = three.catalog.get_release(NAME, 2).run_id
     (folder,) = three.settings.artifact_root.rglob(f"{run}/artifacts/release")
@@ -270,6 +331,7 @@ def test_the_program_answers_in_json(three: Registry, capsys: pytest.CaptureFixt
             "alias": "champion",
             "version": 1,
             "previous": previous,
+            "by_hand": False,
         }
 
 

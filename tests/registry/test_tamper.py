@@ -12,9 +12,8 @@ from typing import Any
 import mlflow.pyfunc
 import numpy as np
 import pytest
-import yaml
 
-from mlops import packaging
+from mlops import scoring_code
 from mlops.data import Dataset
 from mlops.errors import StructureError
 from mlops.mlflow_store import open_store_client, upload
@@ -34,6 +33,7 @@ from registry.rollback import rollback
 from registry.signing import UnverifiedError, ensure_signing_key, sign
 from registry.verify import main as verify
 from tests.mlops.test_packaging import TAMPERED, code_of, flip
+from tests.packaged_models import name_code
 from tests.registry.sides import NAME, Sides, probe_sides, settings_for
 
 CANDIDATE = [
@@ -42,6 +42,15 @@ CANDIDATE = [
     "extra code",
     "changed code",
     "unknown code",
+    "extra module",
+    "extra module, renamed",
+    "module gone, renamed",
+    "modules exchanged",
+    "runtime's bytecode",
+    "extension module",
+    "subpackage",
+    "hidden module",
+    "code in one file",
     "loader",
     "requirement URL",
     "python_env",
@@ -180,6 +189,11 @@ def sign_again(folder: Path, home: Home) -> None:
     sign(folder, key)
 
 
+def of_code(way: str) -> Callable[[Path, Home], None]:
+    """One of the ways to alter a candidate's code."""
+    return lambda folder, home: TAMPERED[way][0](folder)
+
+
 RELEASE: dict[str, tuple[Callable[[Path, Home], Any], str]] = {
     "MLmodel": (add("MLmodel"), "MLmodel was changed"),
     "MLmodel: another loader": (
@@ -208,6 +222,16 @@ RELEASE: dict[str, tuple[Callable[[Path, Home], Any], str]] = {
         "is missing",
     ),
     "code: one more": (put("code/evil.py", b"raise SystemExit"), "code"),
+    "code: a module more": (of_code("extra module"), "evil.py was added"),
+    "code: a module gone": (of_code("module gone"), "scores.py is missing"),
+    "code: modules exchanged": (of_code("modules exchanged"), "scores.py was changed"),
+    "code: bytecode": (of_code("runtime's bytecode"), "__pycache__' is a link or an unknown"),
+    "code: bytecode beside": (of_code("bytecode beside"), "not a file of a scoring runtime"),
+    "code: an extension module": (of_code("extension module"), "not a file of a scoring runtime"),
+    "code: a subfolder": (of_code("subpackage"), "/model' is a link or an unknown folder"),
+    "code: a hidden module": (of_code("hidden module"), "not a file of a scoring runtime"),
+    "code: in one file": (of_code("code in one file"), "code holds something else"),
+    "code: a second runtime": (of_code("second runtime"), "code holds something else"),
     "golden answers": (add("golden.json"), "golden.json was changed"),
     "golden answers: gone": (lambda folder, home: (folder / "golden.json").unlink(), "golden"),
     "statement: its version": (
@@ -295,6 +319,18 @@ def test_a_link_in_a_release_is_refused(home: Home, tmp_path: Path) -> None:
         )
 
 
+@pytest.mark.parametrize("way", ["linked module", "linked code"])
+def test_a_link_in_the_code_of_a_release_is_refused(home: Home, tmp_path: Path, way: str) -> None:
+    from registry.releases import check_release
+
+    verified = home.fetch(3, tmp_path / "copy")
+    TAMPERED[way][0](verified.folder)
+    with pytest.raises(UnverifiedError, match=r"'code/podium_scoring_.*' is a link"):
+        check_release(
+            verified.folder, NAME, 3, home.release(3).run_id, home.registry.settings.public_keys
+        )
+
+
 def test_a_release_under_a_key_that_is_no_longer_listed_is_refused(
     home: Home, tmp_path: Path
 ) -> None:
@@ -322,22 +358,17 @@ def test_a_release_loaded_five_times_through_stock_mlflow_still_verifies(
     assert home.fetch(2, tmp_path / "copy").statement.version == 2
 
 
-def test_a_release_of_an_older_scoring_file_verifies_loads_and_can_be_rolled_back_to(
+def test_a_release_of_an_older_scoring_runtime_verifies_loads_and_can_be_rolled_back_to(
     home: Home, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its scoring file is in no list of this Podium: its signature vouches for it."""
+    """Its scoring runtime is in no list of this Podium: its signature vouches for it."""
     folder = tmp_path / "older"
     shutil.copytree(home.stored(2), folder)
-    code = code_of(folder)
-    older = code.read_bytes() + b"\n# As an earlier Podium shipped it.\n"
-    loader = packaging._loader(older)
-    code.unlink()
-    (folder / "code" / f"{loader}.py").write_bytes(older)
-    mlmodel = yaml.safe_load((folder / "MLmodel").read_text())
-    mlmodel["flavors"]["python_function"]["loader_module"] = loader
-    (folder / "MLmodel").write_text(yaml.safe_dump(mlmodel, allow_unicode=True))
+    with (code_of(folder) / "model.py").open("a") as file:
+        file.write("\n# As an earlier Podium shipped it.\n")
+    name_code(folder)
     (folder / "model.sig").unlink()
-    with pytest.raises(StructureError, match="not a scoring file this Podium knows"):
+    with pytest.raises(StructureError, match="not a scoring runtime this Podium knows"):
         check_model_folder(folder)
 
     catalog, settings = home.registry.catalog, home.registry.settings
@@ -361,6 +392,6 @@ def test_a_release_of_an_older_scoring_file_verifies_loads_and_can_be_rolled_bac
     assert model.predict(np.array([[2.0, 0.0]], np.float32)).argmax() == 1
     revoked = tmp_path / "revoked.txt"
     revoked.write_text(f"{verified.scoring_sha256}  # it answers wrongly\n")
-    monkeypatch.setattr(packaging, "_REVOKED", revoked)
+    monkeypatch.setattr(scoring_code, "_REVOKED", revoked)
     with pytest.raises(UnverifiedError, match="was revoked"):
         home.fetch(release.version, tmp_path / "again")

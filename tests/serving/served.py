@@ -92,7 +92,8 @@ def start(
         said = [process.stdout.readline()]
         assert said[0], log.read_text()[-3000:]
         if "--json" not in options:
-            said += [process.stdout.readline() for _ in range(3)]
+            while not said[-1].startswith("Ctrl-C") and (line := process.stdout.readline()):
+                said.append(line)
         yield Served(f"http://127.0.0.1:{port}", process, home, port, metrics_port, said, log)
     finally:
         if process.poll() is None:

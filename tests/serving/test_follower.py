@@ -440,7 +440,7 @@ class Large(Catalog):
 
     def find_size(self, release: Release, most_files: int) -> tuple[int, int]:
         true = super().find_size(release, most_files)
-        assert true[0] > 1000 and 5 < true[1] < 20
+        assert true[0] > 1000 and 5 < true[1] < 30
         return self.size
 
 

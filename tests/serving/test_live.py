@@ -16,7 +16,7 @@ import pytest
 from mlops.errors import MlopsError, StructureError
 from registry.alias import Registry
 from registry.serving.follower import Accepted, Follower
-from registry.serving.loading import load_release
+from registry.serving.loading import _import, load_release
 from registry.serving.server import Serving, write_model
 from registry.serving.state import Desired, StateFolder, Wanted
 from tests.registry.sides import NAME
@@ -87,9 +87,20 @@ def test_a_folder_that_was_altered_after_it_was_verified_is_not_loaded(
 ) -> None:
     found = fetch(registry, StateFolder(tmp_path / "state"))
     (code,) = (found.folder / "code").iterdir()
-    code.write_text("raise SystemExit('run')")
+    (code / "__init__.py").write_text("raise SystemExit('run')")
     with pytest.raises(StructureError, match="not named after its content"):
         load_release(wanted(found))
+
+
+def test_a_runtime_that_cannot_be_imported_leaves_nothing_behind(tmp_path: Path) -> None:
+    code = tmp_path / "podium_scoring_000000000000"
+    code.mkdir()
+    (code / "errors.py").write_text("STATUS = {}\n")
+    (code / "__init__.py").write_text("from .errors import STATUS\nraise RuntimeError('no')\n")
+    for _ in range(2):
+        with pytest.raises(RuntimeError, match="no"):
+            _import(code)
+        assert not [name for name in sys.modules if name.startswith(code.name)]
 
 
 def test_loading_leaves_no_bytecode_in_the_folder(folder: StateFolder) -> None:

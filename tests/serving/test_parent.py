@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +19,11 @@ from registry.serving.follower import Accepted, News
 from registry.serving.metrics import Board
 from registry.serving.parent import FIRST_DEATHS, Parent
 from registry.serving.rollout import Rollout
-from registry.serving.state import Report, StateFolder
+from registry.serving.state import Report, Role, StateFolder
 
 
-def accepted(version: int) -> Accepted:
-    return Accepted("champion", "m", version, "run", Path(f"/r/{version}"), "00", f"sha{version}")
+def accepted(version: int, role: Role = "champion") -> Accepted:
+    return Accepted(role, "m", version, "run", Path(f"/r/{version}"), "00", f"sha{version}")
 
 
 @dataclass
@@ -37,6 +39,9 @@ class Following:
     def look(self) -> list[News]:
         news, self.news = self.news, []
         return news
+
+    def alias(self, role: Role) -> str:
+        return role
 
     def still_verifies(self, held: Accepted) -> bool:
         return True
@@ -140,7 +145,11 @@ class World:
 
 
 @pytest.fixture
-def world(tmp_path: Path) -> Iterator[World]:
+def world(tmp_path: Path) -> World:
+    return make_world(tmp_path)
+
+
+def make_world(tmp_path: Path, share: float = 0.0, shadow: bool = False) -> World:
     folder = StateFolder(tmp_path / "state")
     folder.create()
     folder.clean()
@@ -151,15 +160,16 @@ def world(tmp_path: Path) -> Iterator[World]:
     parent = Parent(
         folder,
         follower,
-        Rollout(folder, 0.0, False),
+        Rollout(folder, share, shadow),
         board,
         start,
         lambda refusal: None,
         workers=1,
         interval_s=0.05,
-        shadow=False,
+        shadow=shadow,
+        share=share,
     )
-    yield World(folder, following, workers, board, parent)
+    return World(folder, following, workers, board, parent)
 
 
 def test_a_release_that_kills_the_only_worker_is_refused_and_the_old_one_answers(
@@ -198,3 +208,106 @@ def test_a_state_folder_that_was_removed_ends_it_with_a_sentence(world: World) -
 
     with pytest.raises(MlopsError, match="was removed, through which the workers are told"):
         world.run_until(remove, ready)
+
+
+TIMED = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ ")
+
+
+def lines(capsys: pytest.CaptureFixture[str]) -> list[str]:
+    """What was said; where it has a time in front, a dot stands in its place."""
+    return [TIMED.sub(". ", line) for line in capsys.readouterr().err.splitlines()]
+
+
+def test_what_is_loaded_and_what_replaces_what_is_said_with_the_time(
+    world: World, capsys: pytest.CaptureFixture[str]
+) -> None:
+    world.following.news = [accepted(8)]
+    assert world.run_until(lambda: world.following.held == [7, 8], []) == 0
+    assert lines(capsys)[:3] == [
+        "m version 7 is verified; loading TensorFlow and the release, which takes some 20 s or "
+        "more ...",
+        ". version 7 answers as champion (loaded in 0.5 s).",
+        ". version 8 answers as champion, in place of version 7 (loaded in 0.5 s).",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("share", "shadow", "does"),
+    [
+        (0.0, True, "scores beside the champion"),
+        (0.3, False, "answers 30 % of the requests as challenger"),
+        (
+            *(0.3, True),
+            "answers 30 % of the requests as challenger, and scores the others beside the champion",
+        ),
+    ],
+)
+def test_a_challenger_is_said_to_do_what_it_does(
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    share: float,
+    shadow: bool,
+    does: str,
+) -> None:
+    world = make_world(tmp_path, share, shadow)
+    world.following.news = [accepted(8, "challenger")]
+    assert world.run_until(lambda: world.following.held == [7, 8], []) == 0
+    assert f". version 8 {does} (loaded in 0.5 s)." in lines(capsys)
+
+
+def test_one_release_in_both_roles_is_said_once_and_not_compared(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    world = make_world(tmp_path, 0.3, True)
+    world.following.news = [accepted(7, "challenger")]
+    pages: list[Any] = []
+
+    def has_seen() -> bool:
+        pages.append(world.parent.shadow())
+        return len(pages) > 40 and world.following.held == [7, 7]
+
+    assert world.run_until(has_seen, []) == 0
+    said = (
+        ". version 7 is champion and challenger: nothing is compared, and the challenger's share "
+        "changes nothing."
+    )
+    assert [line for line in lines(capsys) if "challenger" in line] == [said]
+    assert pages[-1] == "nothing is compared: version 7 is champion and challenger."
+    desired = world.folder.read_desired()
+    assert (desired.challenger, desired.shadow) == (None, False)
+
+
+def test_a_server_that_died_and_answers_again_is_told_of(
+    world: World, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ready: list[int] = []
+    said: list[str] = []
+
+    def answers_again() -> bool:
+        if ready and len(ready) == 1:
+            ready.append(0)
+            world.workers.ended = True
+        said.extend(lines(capsys))
+        return any("the server answers again with version 7, after" in line for line in said)
+
+    assert world.run_until(answers_again, ready) == 0
+    assert answers_again()
+
+
+def test_the_page_of_the_model_says_what_answers(tmp_path: Path) -> None:
+    world = make_world(tmp_path, 0.3, True)
+    world.following.news = [accepted(8, "challenger")]
+    assert "being loaded" in world.parent.model()
+    pages: list[Any] = []
+
+    def has_challenger() -> bool:
+        pages.append(world.parent.model())
+        return not isinstance(pages[-1], str) and pages[-1]["challenger"] is not None
+
+    assert world.run_until(has_challenger, []) == 0
+    found = pages[-1]
+    assert (found["name"], found["alias"], found["version"]) == ("m", "champion", 7)
+    assert (found["statement_sha256"], found["workers"]) == ("sha7", 1)
+    other = found["challenger"]
+    assert (other["version"], other["share"], other["shadow"]) == (8, 0.3, True)
+    assert datetime.fromisoformat(found["since"]) <= datetime.now(UTC)

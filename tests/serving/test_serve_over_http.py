@@ -8,6 +8,7 @@ import signal
 import subprocess
 import threading
 import time
+import urllib.error
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -55,6 +56,17 @@ def test_it_says_what_it_serves_and_a_line_that_asks_it(served: Served) -> None:
     (line,) = [one for one in served.said if one.startswith("Ask it: ")]
     done = subprocess.run(line.removeprefix("Ask it: "), shell=True, capture_output=True, text=True)
     assert json.loads(done.stdout)["model_version"] == 3
+
+
+def test_a_page_says_which_probability_belongs_to_which_class(served: Served) -> None:
+    (line,) = [one for one in served.said if one.endswith("/model\n")]
+    assert line.endswith(f":{served.metrics_port}/model\n")
+    assert any(one.endswith(f":{served.metrics_port}/shadow\n") for one in served.said)
+    told = json.loads(served.get("/model"))
+    assert (told["name"], told["version"], told["workers"]) == (NAME, 3, 2)
+    assert (told["input"]["kind"], told["input"]["shape"]) == ("table", [2])
+    assert len(told["class_names"]) == 2
+    assert told["challenger"] is None
 
 
 @pytest.mark.parametrize(
@@ -259,6 +271,13 @@ def test_a_challenger_answers_its_share_and_scores_the_rest_in_the_shadow(
     served.await_that(
         lambda: all(one.challenger is None for one in served.folder.read_reports().values())
     )
+    served.await_that(lambda: served.folder.report.is_file())
+    left = read_replay(served.folder.report)
+    assert (left.challenger.version, left.n_requests >= report["requests"]) == (challenger, True)
+    with pytest.raises(urllib.error.HTTPError) as nothing:
+        served.get("/shadow")
+    with nothing.value as error:
+        assert b"no release holds the alias challenger" in error.read()
 
 
 def test_told_to_end_it_answers_what_it_has_and_nothing_is_left(
