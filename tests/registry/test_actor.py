@@ -38,6 +38,7 @@ from registry.history import main as history
 from registry.ledger import Actor, Ledger, open_ledger, os_user
 from registry.signing import ensure_signing_key
 from tests.conftest import Tracking
+from tests.database_server import in_database
 from tests.e2e.serving import free_port
 from tests.registry import test_ledger
 from tests.registry.sides import NAME, Sides, probe_sides, settings_for
@@ -294,7 +295,7 @@ def test_the_databases_login_counts_where_no_server_knows_one(
         f"GRANT SELECT ON ledger_version TO {user}",
     )
     carl = Actor(user, "database")
-    with open_ledger(test_ledger.with_changes(url, username=user)) as ledger:
+    with open_ledger(in_database(url, username=user)) as ledger:
         login(ADA, "not-her-password")
         assert actor_at(None, ledger) == carl
         assert actor_at(tracking.url, ledger) == carl
