@@ -1,4 +1,4 @@
-"""The ledger as a store: its database, its chain, interrupted moves, and moves made without it."""
+"""The ledger as a store: its database, its chain, and moves and erasures that were interrupted."""
 
 from __future__ import annotations
 

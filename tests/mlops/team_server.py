@@ -5,13 +5,9 @@ from __future__ import annotations
 import itertools
 import os
 import secrets
-import signal
-import socket
-import subprocess
 import sys
-import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,10 +18,11 @@ import requests
 from mlops.init import main
 from mlops.settings import QUIET
 from mlops.team.secrets import read_login
+from tests.e2e.serving import free_port
+from tests.server_process import running
 
 ROOT = Path(__file__).parents[2]
 START_S = 120
-END_S = 20
 
 NOBODY = "nobody"
 OTHER = "tina"
@@ -152,7 +149,7 @@ def open_team(folder: Path, database: Path) -> Iterator[Team]:
     place = folder / "secrets"
     assert main(["secrets", str(place)]) == 0
     (folder / "mlflow.db").write_bytes(database.read_bytes())
-    port = _free_port()
+    port = free_port()
     command = [
         *(sys.executable, "-m", "mlflow", "server", "--app-name", "podium-accounts"),
         *("--host", "127.0.0.1", "--port", str(port), "--workers", "1"),
@@ -170,7 +167,7 @@ def open_team(folder: Path, database: Path) -> Iterator[Team]:
         "MLFLOW_SERVER_ALLOWED_HOSTS": f"127.0.0.1:{port}",
     }
     url = f"http://127.0.0.1:{port}"
-    with _running(command, env, folder / "log", url):
+    with running(command, env, folder / "log", url, START_S):
         with as_admin(url):
             assert main(["accounts", "--secrets", str(place)]) == 0
             more = ("--role", "trainer", "--password-file", str(place / "accounts" / OTHER))
@@ -191,36 +188,3 @@ def as_admin(url: str) -> Iterator[None]:
         for name in ("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD"):
             monkeypatch.setenv(name, "")  # what the program sets is undone, too
         yield
-
-
-@contextmanager
-def _running(command: list[str], env: dict[str, str], log: Path, url: str) -> Iterator[None]:
-    with log.open("wb") as out:
-        process = subprocess.Popen(command, env=env, stdout=out, stderr=out, start_new_session=True)
-    try:
-        until = time.monotonic() + START_S
-        while not _answers(url):
-            assert process.poll() is None and time.monotonic() < until, log.read_text()[-3000:]
-            time.sleep(0.2)
-        yield
-    finally:
-        with suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGTERM)
-        with suppress(subprocess.TimeoutExpired):
-            process.wait(END_S)
-        with suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
-
-
-def _answers(url: str) -> bool:
-    try:
-        return requests.get(f"{url}/health", timeout=5).status_code == 200
-    except requests.RequestException:
-        return False
-
-
-def _free_port() -> int:
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        return int(sock.getsockname()[1])

@@ -224,11 +224,11 @@ signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (65536, 65536))
 open_objects(sys.argv[1]).upload(Path(sys.argv[2]), "a/b")
 """
-    command = [sys.executable, "-c", code, str(tmp_path / "root"), str(tmp_path / "big")]
+    command = [sys.executable, "-c", code, str(tmp_path / "store"), str(tmp_path / "big")]
     done = subprocess.run(command, capture_output=True, text=True)
     last = done.stderr.strip().splitlines()[-1]
-    assert last.startswith(f"mlops.errors.MlopsError: '{tmp_path}/root/a/b' cannot be written: ")
-    assert not [path for path in (tmp_path / "root").rglob("*") if path.is_file()]
+    assert last.startswith(f"mlops.errors.MlopsError: '{tmp_path}/store/a/b' cannot be written: ")
+    assert not [path for path in (tmp_path / "store").rglob("*") if path.is_file()]
 
 
 def test_a_folder_is_a_path_or_a_file_url(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

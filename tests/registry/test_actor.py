@@ -9,14 +9,11 @@ import json
 import os
 import secrets
 import shutil
-import signal
 import ssl
-import subprocess
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -42,12 +39,12 @@ from tests.database_server import in_database
 from tests.e2e.serving import free_port
 from tests.registry import test_ledger
 from tests.registry.sides import NAME, Sides, probe_sides, settings_for
+from tests.server_process import running
 
 ADMIN = ("admin", "a-password-of-the-admin")
 ADA, BOB, EVE = "ada", "bob", "eve"
 NOBODY = Actor(os_user(), "operating system")
 START_S = 180.0
-END_S = 20.0
 
 postgresql = test_ledger.postgresql
 
@@ -104,39 +101,11 @@ def accounts(tmp_path_factory: pytest.TempPathFactory, mlflow_database: Path) ->
         "MLFLOW_FLASK_SERVER_SECRET_KEY": secrets.token_hex(),
         "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
     }
-    with running(command, env, folder / "log", f"http://127.0.0.1:{port}") as url:
+    with running(command, env, folder / "log", f"http://127.0.0.1:{port}", START_S) as url:
         found = Accounts(url)
         for user in (ADA, BOB, EVE):
             found.post("2.0/mlflow/users/create", username=user, password=password_of(user))
         yield found
-
-
-@contextmanager
-def running(command: list[str], env: dict[str, str], log: Path, url: str) -> Iterator[str]:
-    """Runs a server until it answers; ends its whole process group afterwards."""
-    with log.open("wb") as out:
-        process = subprocess.Popen(command, env=env, stdout=out, stderr=out, start_new_session=True)
-    try:
-        until = time.monotonic() + START_S
-        while not answers(url):
-            assert process.poll() is None and time.monotonic() < until, log.read_text()[-3000:]
-            time.sleep(0.2)
-        yield url
-    finally:
-        with suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGTERM)
-        with suppress(subprocess.TimeoutExpired):
-            process.wait(END_S)
-        with suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
-
-
-def answers(url: str) -> bool:
-    try:
-        return requests.get(f"{url}/health", timeout=5).status_code == 200
-    except requests.RequestException:
-        return False
 
 
 @pytest.fixture
