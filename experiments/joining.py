@@ -18,8 +18,8 @@ from experiments.cluster import run_once
 from experiments.same_code import describe_code, find_difference
 from experiments.trial import THREADS_VARIABLE
 from experiments.wanted import wanted_while
-from mlops.database_check import open_to_read
 from mlops.errors import first_line
+from mlops.stores.database_check import open_to_read
 
 MARKER = "driver"
 """In the folder of a sweep's calls: its token."""

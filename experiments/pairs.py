@@ -14,12 +14,12 @@ from typing import TYPE_CHECKING
 
 from experiments.storage import has_storage
 from experiments.studies import home_of, is_locked
-from mlops.database_check import open_to_read
-from mlops.journal_store import find_speakers, find_undelivered_keys
 from mlops.program import command_line
 from mlops.settings import Settings
+from mlops.stores.database_check import open_to_read
+from mlops.stores.journal_state import find_speakers, find_undelivered_keys
+from mlops.stores.tracking_store import shorten
 from mlops.tracked_runs import TrackedRun, read_tracked_runs
-from mlops.tracking_store import shorten
 
 if TYPE_CHECKING:
     from experiments.overview import SweepStatus

@@ -23,11 +23,11 @@ import sqlalchemy as sa
 from experiments.storage import has_storage
 from experiments.studies import LOCK, home_of, is_locked
 from experiments.study_upgrade import study_schema
-from mlops.backup_record import host, is_restored, place_of, read_record
-from mlops.database_copy import WAIT_S, Restore, copy_in, copy_out, open_engine
 from mlops.errors import MlopsError, first_line
-from mlops.file_copy import copy_tree, list_files, put_files
-from mlops.stores import Steps, in_step
+from mlops.stores.backup_record import host, is_restored, place_of, read_record
+from mlops.stores.database_copy import WAIT_S, Restore, copy_in, copy_out, open_engine
+from mlops.stores.file_copy import copy_tree, list_files, put_files
+from mlops.stores.store import Steps, in_step
 
 if TYPE_CHECKING:
     from mlops.settings import Settings

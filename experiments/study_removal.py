@@ -14,15 +14,15 @@ from collections.abc import Iterable
 from experiments.config_file import load_config, read_options
 from experiments.studies import CONFIG, home_of, is_locked, lock_sweep
 from experiments.study_rows import SETTING, StudyRow, all_tables, read_studies, remove_studies
-from mlops.database_removal import compact
 from mlops.errors import MlopsError
-from mlops.journal_removal import find_sweeps
 from mlops.program import command_line
 from mlops.settings import Settings
-from mlops.stores import Item
+from mlops.stores.database_removal import compact
+from mlops.stores.journal_removal import find_sweeps
+from mlops.stores.store import Item
+from mlops.stores.tracking_rows import read_lineage
+from mlops.stores.trash import size_of
 from mlops.tracked_runs import STUDY, SWEEP
-from mlops.tracking_rows import read_lineage
-from mlops.trash import size_of
 
 DATASET = "dataset_fingerprint"
 """The user attribute of a study that says which dataset it searches on."""

@@ -26,12 +26,12 @@ from experiments.study_rows import StudyRow, read_studies, remove_studies, remov
 from mlops.errors import MlopsError
 from mlops.journal import find_journals
 from mlops.settings import Settings
-from mlops.stores import Item
+from mlops.stores.store import Item
+from mlops.stores.tracking_removal import measure_runs, remove_runs
+from mlops.stores.tracking_rows import FINAL, RunRow, VersionRow, read_registry
+from mlops.stores.trash import size_of
 from mlops.tracked_runs import STUDY, TRIAL
 from mlops.tracking import RUN_KEY
-from mlops.tracking_removal import measure_runs, remove_runs
-from mlops.tracking_rows import FINAL, RunRow, VersionRow, read_registry
-from mlops.trash import size_of
 from registry.release_retention import remove_candidates
 
 CLEANED = "cleaned"

@@ -15,9 +15,9 @@ import sqlalchemy as sa
 from optuna.storages._rdb import models
 
 from experiments.storage import has_storage
-from mlops.database_check import open_to_read
-from mlops.database_removal import open_to_remove
 from mlops.errors import MlopsError, first_line
+from mlops.stores.database_check import open_to_read
+from mlops.stores.database_removal import open_to_remove
 
 SETTING = "MLOPS_STUDY_URL"
 N_AT_ONCE = 500

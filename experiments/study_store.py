@@ -13,18 +13,18 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
-from mlops.database_check import Database, check_database, find_package
 from mlops.program import command_line
 from mlops.settings import Settings
-from mlops.stores import Finding, Health, Item, Steps
-from mlops.tracking_store import check_backend
+from mlops.stores.database_check import Database, check_database, find_package
+from mlops.stores.store import Finding, Health, Item, Steps, Store
+from mlops.stores.tracking_store import check_backend
 
 if TYPE_CHECKING:
     from experiments.overview import StudyStatus, SweepStatus
 
 
 @dataclass(frozen=True, slots=True)
-class StudyStore:
+class StudyStore(Store):
     """Optuna's studies, where `MLOPS_STUDY_URL` names them."""
 
     settings: Settings

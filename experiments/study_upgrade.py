@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from experiments.studies import is_locked
-from mlops.database_check import find_package
-from mlops.schema_upgrade import Schema, find_sessions
 from mlops.settings import Settings
+from mlops.stores.database_check import find_package
+from mlops.stores.schema_upgrade import Schema, find_sessions
 
 
 def upgrade_studies(settings: Settings) -> str:

@@ -24,7 +24,7 @@ that time, and copied after it. Files follow.
 - Rows and artifacts: artifacts are only ever added, and rows are copied first, so what rows speak
   of as whole is there. Files that come later are of runs that were not at their end, or of none;
   of a folder that was being uploaded the file that makes it whole is left out
-  (`mlops.file_copy`).
+  (`mlops.stores.file_copy`).
 - Datasets and keys: both are there before a run or a release refers to them, and are copied last.
 - What `mlops.clean` or `mlops.erase` take out meanwhile may be in the copy. An erasure does not
   reach into backups.
@@ -52,8 +52,8 @@ from mlops.program import answer, answer_json, command_line, run_program, say
 from mlops.settings import Settings
 
 if TYPE_CHECKING:
-    from mlops.backup_record import BackupRecord
-    from mlops.stores import Store
+    from mlops.stores.backup_record import BackupRecord
+    from mlops.stores.store import Store
 
 FOLDERS = ("artifacts", "datasets", "journal", "sweeps", "keys")
 """What is read of a home; a backup cannot lie in it."""
@@ -94,8 +94,8 @@ def back_up(settings: Settings, target: Path, *, private_keys: bool = True) -> B
         UsageError: the folder has something in it, or lies in what is copied.
         MlopsError: a store cannot be read, or the folder not be written.
     """
-    from mlops.backup_record import WRITING
     from mlops.machine_lock import machine_lock
+    from mlops.stores.backup_record import WRITING
 
     target = target.expanduser().absolute()
     _check_target(settings, target)
@@ -134,9 +134,9 @@ def _check_target(settings: Settings, target: Path) -> None:
 
 
 def _write(settings: Settings, writing: Path, target: Path) -> Backup:
-    from mlops.backup_record import sync_folder, write_record
-    from mlops.stores import get_stores, in_step
-    from mlops.tracking_copy import count_elsewhere
+    from mlops.stores.backup_record import sync_folder, write_record
+    from mlops.stores.store import get_stores, in_step
+    from mlops.stores.tracking_copy import count_elsewhere
 
     stores = get_stores(settings)
     with contextlib.closing(in_step([one.backup_records(writing) for one in stores])) as records:
@@ -158,8 +158,8 @@ def _write(settings: Settings, writing: Path, target: Path) -> Backup:
 
 def _describe(writing: Path, target: Path, created_at: datetime) -> BackupRecord:
     """Looks at the copy as at any home, and at each file of it."""
-    from mlops import backup_record
-    from mlops.stores import get_stores
+    from mlops.stores import backup_record
+    from mlops.stores.store import get_stores
 
     schemas = {name: _read_schema(writing / name) for name in VERSION_TABLES}
     copy = Settings.from_env({"MLOPS_HOME": str(writing)})
@@ -183,8 +183,8 @@ def _ask(store: Store) -> str:
 
 
 def _read_schema(file: Path) -> str | None:
-    from mlops.database_copy import find_damage
-    from mlops.schema_upgrade import read_revision
+    from mlops.stores.database_copy import find_damage
+    from mlops.stores.schema_upgrade import read_revision
 
     if not file.is_file():
         return None

@@ -24,7 +24,7 @@ from mlops.program import answer, answer_json, run_program, say
 from mlops.settings import Settings
 
 if TYPE_CHECKING:
-    from mlops.stores import Item, Store
+    from mlops.stores.store import Item, Store
 
 UNITS = {"d": "days", "h": "hours", "m": "minutes"}
 N_SHOWN = 10
@@ -46,7 +46,7 @@ def clean(settings: Settings, before: datetime, keep_best: int, *, dry: bool) ->
     Raises:
         MlopsError: a store does not answer; what is gone by then stays gone.
     """
-    from mlops.stores import get_stores
+    from mlops.stores.store import get_stores
 
     stores = get_stores(settings)
     taken: list[Item] = []

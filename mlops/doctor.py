@@ -1,6 +1,7 @@
 """python -m mlops.doctor: what is wrong here, and the command that mends it. It changes nothing.
 
-It looks at the settings, the disk and the GPU, and asks each store of the home (`mlops.stores`).
+It looks at the settings, the disk and the GPU, and asks each store of the home
+(`mlops.stores.store`).
 Every check is made, whatever another finds; one that fails itself is a finding, too.
 """
 
@@ -19,7 +20,7 @@ from mlops.program import answer, answer_json, command_line, run_program
 
 if TYPE_CHECKING:
     from mlops.settings import Settings
-    from mlops.stores import Finding, Health
+    from mlops.stores.store import Finding, Health
 
 
 def examine(env: Mapping[str, str], *, debug: bool = False) -> dict[str, Health]:
@@ -31,7 +32,7 @@ def examine(env: Mapping[str, str], *, debug: bool = False) -> dict[str, Health]
     """
     from mlops.machine import check_disk, check_gpu
     from mlops.settings_check import check_settings
-    from mlops.stores import Finding, Health, open_stores
+    from mlops.stores.store import Finding, Health, open_stores
 
     settings, health = check_settings(env)
     found = {"settings": health}
@@ -66,7 +67,7 @@ def find_places(settings: Settings) -> list[Path]:
 
 def _run_check(name: str, check: Callable[[], Health], debug: bool) -> Health:
     from mlops.settings_check import split_error
-    from mlops.stores import Finding, Health
+    from mlops.stores.store import Finding, Health
 
     try:
         return check()

@@ -23,7 +23,7 @@ from mlops.program import answer, answer_json, command_line, run_program, say
 from mlops.settings import Settings
 
 if TYPE_CHECKING:
-    from mlops.stores import Item, Store, Witness
+    from mlops.stores.store import Item, Store, Witness
 
 SHORTEST = 12
 """Digits of a fingerprint that name it."""
@@ -55,7 +55,7 @@ class Erased:
 
 def find(settings: Settings, dataset: str) -> list[Item]:
     """Returns all that came from a dataset, by its fingerprint."""
-    from mlops.stores import get_stores
+    from mlops.stores.store import get_stores
 
     return [item for store in get_stores(settings) for item in store.find(dataset)]
 
@@ -74,8 +74,8 @@ def erase(settings: Settings, dataset: str, replace: Mapping[str, int] | None = 
         MlopsError: something is in use, and nothing was done; or a store does not answer, or
             something is left: what is gone by then stays gone, and the same call goes on.
     """
-    from mlops.marker_search import collect_markers
-    from mlops.stores import get_stores
+    from mlops.stores.marker_search import collect_markers
+    from mlops.stores.store import get_stores
 
     replace = replace or {}
     stores = get_stores(settings)
@@ -114,7 +114,7 @@ def check_free(items: Sequence[Item], replace: Mapping[str, int]) -> None:
 
 
 def _get_witness(stores: Iterable[Store]) -> Witness:
-    from mlops.stores import Witness
+    from mlops.stores.store import Witness
 
     for store in stores:
         if isinstance(store, Witness):
@@ -130,7 +130,7 @@ def _verify(settings: Settings, stores: Iterable[Store], markers: object) -> lis
     Raises:
         MlopsError: something is left.
     """
-    from mlops.marker_search import Markers, search
+    from mlops.stores.marker_search import Markers, search
 
     assert isinstance(markers, Markers)
     say("looking for what is left ...")
@@ -163,7 +163,7 @@ def resolve(settings: Settings, text: str) -> str:
         UsageError: it is too short, or names none or several of those that are known here.
     """
     from mlops.dataset_store import open_dataset_store
-    from mlops.stores import get_stores
+    from mlops.stores.store import get_stores
 
     if not re.fullmatch("[0-9a-f]{12,64}", text):
         raise UsageError(
@@ -188,7 +188,7 @@ def resolve_run(settings: Settings, run_id: str) -> str:
     Raises:
         UsageError: there is no such run, or it says no dataset.
     """
-    from mlops.tracking_rows import read_tracked
+    from mlops.stores.tracking_rows import read_tracked
 
     tracked = read_tracked(settings)
     if run_id not in tracked.runs:

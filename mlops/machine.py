@@ -18,7 +18,7 @@ from importlib import metadata
 from pathlib import Path
 
 from mlops.program import command_line
-from mlops.stores import Finding, Health
+from mlops.stores.store import Finding, Health
 
 MIN_FREE_BYTES = 1 << 30
 MIN_FREE_SHARE = 0.05

@@ -27,7 +27,7 @@ from mlops.program import answer, answer_json, command_line, run_program, say
 from mlops.settings import Settings
 
 if TYPE_CHECKING:
-    from mlops.backup_record import BackupRecord, Restoring
+    from mlops.stores.backup_record import BackupRecord, Restoring
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,9 +53,9 @@ def restore(settings: Settings, folder: Path) -> Restored:
         MlopsError: it is damaged or of another version; there is something already; another backup
             was begun to be restored here; or a store cannot be written.
     """
-    from mlops.backup_record import check_files, read_record
     from mlops.machine_lock import machine_lock
-    from mlops.tracking_copy import read_aliases
+    from mlops.stores.backup_record import check_files, read_record
+    from mlops.stores.tracking_copy import read_aliases
 
     folder = folder.expanduser().absolute()
     record = read_record(folder)
@@ -68,8 +68,8 @@ def restore(settings: Settings, folder: Path) -> Restored:
 
 
 def _fill(settings: Settings, folder: Path) -> None:
-    from mlops.backup_record import RESTORING, find_restoring, sync_folder
-    from mlops.stores import get_stores
+    from mlops.stores.backup_record import RESTORING, find_restoring, sync_folder
+    from mlops.stores.store import get_stores
 
     progress = _find_progress(settings, folder)
     stores = [one for one in reversed(get_stores(settings)) if one.name not in progress.done]
@@ -92,7 +92,7 @@ def _fill(settings: Settings, folder: Path) -> None:
 
 def _find_progress(settings: Settings, folder: Path) -> Restoring:
     """Returns how far an earlier try came, if there was one."""
-    from mlops.backup_record import Restoring, find_restoring, hash_record
+    from mlops.stores.backup_record import Restoring, find_restoring, hash_record
 
     begun, digest = find_restoring(settings.home), hash_record(folder)
     if begun is None:

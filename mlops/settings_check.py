@@ -11,7 +11,7 @@ from pathlib import Path
 from mlops.errors import UsageError
 from mlops.objects import open_objects
 from mlops.settings import SETTINGS, Settings
-from mlops.stores import Finding, Health
+from mlops.stores.store import Finding, Health
 
 DATABASES = ("sqlite", "postgresql", "mysql", "mariadb")
 PRIVATE = 0o077

@@ -89,7 +89,7 @@ def _pages(ask: Any) -> Iterator[Any]:
 def _read_database(settings: Settings, running: bool) -> Iterator[TrackedRun]:
     import sqlalchemy
 
-    from mlops.database_check import open_to_read
+    from mlops.stores.database_check import open_to_read
 
     query = sqlalchemy.text(
         "SELECT r.run_uuid, r.name, r.status, r.lifecycle_stage, t.key, t.value "

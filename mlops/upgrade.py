@@ -21,7 +21,7 @@ def upgrade(settings: Settings) -> dict[str, str]:
         MlopsError: somebody writes to one of them, and nothing was done; or one was written by a
             newer version, or does not answer, and those before it are done.
     """
-    from mlops.stores import get_stores
+    from mlops.stores.store import get_stores
 
     stores = get_stores(settings)
     writers = list(dict.fromkeys(who for store in stores for who in store.writers()))

@@ -10,17 +10,15 @@ from __future__ import annotations
 import contextlib
 import os
 import shlex
-from collections.abc import Iterator, Mapping, Set
-from contextlib import AbstractContextManager
+from collections.abc import Iterator
 from dataclasses import dataclass
-from datetime import datetime
 from pathlib import Path
 
-from mlops.backup_record import SIGNING_KEY
 from mlops.errors import MlopsError, UsageError
 from mlops.key_files import write_whole
 from mlops.settings import Settings
-from mlops.stores import Finding, Health, Item, Steps
+from mlops.stores.backup_record import SIGNING_KEY
+from mlops.stores.store import Finding, Health, Steps, Store
 
 FOLDER = "keys"
 PUBLIC = "public.pem"
@@ -28,8 +26,11 @@ PUBLIC_MARK = b"-----BEGIN PUBLIC KEY-----"
 
 
 @dataclass(frozen=True, slots=True)
-class KeyStore:
-    """The files that `MLOPS_SIGNING_KEY` and `MLOPS_PUBLIC_KEYS` name."""
+class KeyStore(Store):
+    """The files that `MLOPS_SIGNING_KEY` and `MLOPS_PUBLIC_KEYS` name.
+
+    A key never changes, came from no dataset, and verifies what it signed however old that is.
+    """
 
     settings: Settings
     name: str = "keys"
@@ -64,13 +65,6 @@ class KeyStore:
                     f"openssl pkey -in {shlex.quote(str(private))} -pubout -out signing-public.pem"
                     f" && {_export([*public, Path('signing-public.pem')])}",
                 )
-
-    def hold(self) -> AbstractContextManager[None]:
-        return contextlib.nullcontext()
-
-    def backup_records(self, home: Path) -> Steps:
-        """A key never changes."""
-        yield from ()
 
     def backup_files(self, home: Path) -> None:
         """Copies the keys that are there; none of them has to be.
@@ -124,27 +118,6 @@ class KeyStore:
                 place = free[0] if free else own / f"public-{key_id(pem)}.pem"
                 place.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
                 write_whole(place, pem + b"\n", 0o644)
-
-    def writers(self) -> list[str]:
-        return []
-
-    def upgrade(self) -> str:
-        return "nothing to do"
-
-    def needs(self, gone: Set[tuple[str, str]] = frozenset()) -> set[tuple[str, str]]:
-        return set()
-
-    def clean(
-        self, before: datetime, keep_best: int, needed: Set[tuple[str, str]], *, dry: bool
-    ) -> list[Item]:
-        """Takes nothing out: a key verifies what it signed, however old."""
-        return []
-
-    def find(self, dataset: str) -> list[Item]:
-        return []
-
-    def erase(self, dataset: str, replace: Mapping[str, int]) -> None:
-        """No key came from a dataset."""
 
 
 def _read_public(settings: Settings) -> dict[Path, bytes]:

@@ -23,9 +23,9 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from mlops.database_check import read_revisions
 from mlops.errors import MlopsError, UsageError, first_line
 from mlops.lease import try_lock
+from mlops.stores.database_check import read_revisions
 from registry.events import COLUMNS, Actor, Event, Kind, find_breaks, with_hash
 
 __all__ = [

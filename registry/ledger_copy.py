@@ -2,8 +2,8 @@
 
 In PostgreSQL triggers refuse events of another login than the session's, and so they would refuse
 all that a restore brings. Its owner has them stand aside, in the one transaction of the copy
-(`mlops.database_copy`). What came is one chain all the same: each event holds the hash of the one
-before it.
+(`mlops.stores.database_copy`). What came is one chain all the same: each event holds the hash of
+the one before it.
 """
 
 from __future__ import annotations
@@ -12,11 +12,11 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mlops.backup_record import WRITING, is_restored, put_in_place
-from mlops.database_copy import Restore, copy_in, copy_out
-from mlops.file_copy import copy_tree
-from mlops.schema_upgrade import Schema
-from mlops.stores import Steps, in_step
+from mlops.stores.backup_record import WRITING, is_restored, put_in_place
+from mlops.stores.database_copy import Restore, copy_in, copy_out
+from mlops.stores.file_copy import copy_tree
+from mlops.stores.schema_upgrade import Schema
+from mlops.stores.store import Steps, in_step
 from registry.ledger import MIGRATIONS, VERSION_TABLE, open_ledger
 
 if TYPE_CHECKING:

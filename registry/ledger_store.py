@@ -4,24 +4,27 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator, Mapping, Sequence, Set
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
-from mlops.database_check import Database, check_database
 from mlops.program import command_line
 from mlops.settings import Settings
-from mlops.stores import Finding, Health, Item, Steps
+from mlops.stores.database_check import Database, check_database
+from mlops.stores.store import Finding, Health, Item, Steps, Store
 
 if TYPE_CHECKING:
     from registry.ledger import Ledger
 
 
 @dataclass(frozen=True, slots=True)
-class LedgerStore:
-    """The events, where `MLOPS_LEDGER_URL` names them."""
+class LedgerStore(Store):
+    """The events, where `MLOPS_LEDGER_URL` names them.
+
+    All of it is records, and they are kept for good. Events name a dataset by its fingerprint and
+    hold no row of it, so that an erasure leaves them.
+    """
 
     settings: Settings
     name: str = "ledger"
@@ -57,22 +60,6 @@ class LedgerStore:
 
         return upgrade_ledger(self.settings)
 
-    def needs(self, gone: Set[tuple[str, str]] = frozenset()) -> set[tuple[str, str]]:
-        return set()
-
-    def clean(
-        self, before: datetime, keep_best: int, needed: Set[tuple[str, str]], *, dry: bool
-    ) -> list[Item]:
-        """Takes nothing out: the chain is kept for good."""
-        return []
-
-    def find(self, dataset: str) -> list[Item]:
-        """Returns nothing: events name a dataset by its fingerprint, hold no row, and stay."""
-        return []
-
-    def erase(self, dataset: str, replace: Mapping[str, int]) -> None:
-        """Takes nothing out, as `find` says."""
-
     def pending(self) -> list[str]:
         from registry.ledger_witness import find_pending
 
@@ -104,9 +91,6 @@ class LedgerStore:
         from registry.ledger_copy import back_up
 
         return back_up(self.settings, home)
-
-    def backup_files(self, home: Path) -> None:
-        """All of it is records."""
 
     def restore(self, home: Path) -> Steps:
         from registry.ledger_copy import restore

@@ -8,12 +8,12 @@ from collections import Counter
 from collections.abc import Sequence
 from datetime import UTC, datetime
 
-from mlops.database_check import read_revisions
 from mlops.errors import MlopsError
 from mlops.lease import try_lock
-from mlops.schema_upgrade import find_file, find_sessions, read_revision
 from mlops.settings import Settings
-from mlops.stores import Item
+from mlops.stores.database_check import read_revisions
+from mlops.stores.schema_upgrade import find_file, find_sessions, read_revision
+from mlops.stores.store import Item
 from registry.actor import find_actor
 from registry.ledger import MIGRATIONS, VERSION_TABLE, Ledger, NoLedgerError, open_ledger
 from registry.signing import ensure_signing_key, sign_bytes

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from mlops.program import command_line
 from mlops.settings import Settings
-from mlops.tracking_rows import RunRow, VersionRow, read_registry
+from mlops.stores.tracking_rows import RunRow, VersionRow, read_registry
 from registry.events import Event
 from registry.moves import find_misplaced
 

@@ -17,10 +17,10 @@ from typing import TYPE_CHECKING
 
 from mlops.errors import MlopsError, UsageError
 from mlops.settings import Settings
-from mlops.stores import Item
-from mlops.tracking_removal import remove_versions
-from mlops.tracking_rows import CANDIDATES, VersionRow, read_lineage
-from mlops.trash import size_of, throw_away
+from mlops.stores.store import Item
+from mlops.stores.tracking_removal import remove_versions
+from mlops.stores.tracking_rows import CANDIDATES, VersionRow, read_lineage
+from mlops.stores.trash import size_of, throw_away
 
 if TYPE_CHECKING:
     from registry.alias import Registry

@@ -13,10 +13,9 @@ from contextlib import contextmanager
 from datetime import datetime
 
 from mlops.settings import Settings
-from mlops.stores import Item
-from mlops.tracked_runs import STUDY
-from mlops.tracking_removal import measure_runs, remove_runs, remove_versions
-from mlops.tracking_rows import (
+from mlops.stores.store import Item
+from mlops.stores.tracking_removal import measure_runs, remove_runs, remove_versions
+from mlops.stores.tracking_rows import (
     CANDIDATES,
     FINGERPRINT,
     PARENT,
@@ -25,10 +24,11 @@ from mlops.tracking_rows import (
     VersionRow,
     read_registry,
 )
+from mlops.tracked_runs import STUDY
 from registry.catalog import CANDIDATE_TAG
 
 Key = tuple[str, str]
-"""Kind and key, as in `mlops.stores`."""
+"""Kind and key, as in `mlops.stores.store`."""
 
 
 def find_needs(

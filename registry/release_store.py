@@ -1,23 +1,25 @@
 """MLflow's model registry as a store: releases, candidates, their aliases, and served copies.
 
-Its rows lie in the database of the runs, which `mlops.tracking_store` copies and upgrades.
+Its rows lie in the database of the runs, which `mlops.stores.tracking_store` copies and upgrades.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Set
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from datetime import datetime
-from pathlib import Path
 
 from mlops.settings import Settings
-from mlops.stores import Finding, Health, Item, Steps
+from mlops.stores.store import Finding, Health, Item, Store
 
 
 @dataclass(frozen=True, slots=True)
-class ReleaseStore:
-    """What promotions made, and what sweeps registered for them."""
+class ReleaseStore(Store):
+    """What promotions made, and what sweeps registered for them.
+
+    It has nothing of its own to copy: its rows are in the database of the runs, its bytes are
+    artifacts of runs. Who changes a model holds its lease, which is the ledger's to tell.
+    """
 
     settings: Settings
     name: str = "releases"
@@ -28,24 +30,6 @@ class ReleaseStore:
 
         says, wrong = check_releases(self.settings)
         return Health(says, tuple(Finding(self.name, *one) for one in wrong))
-
-    def hold(self) -> AbstractContextManager[None]:
-        return nullcontext()
-
-    def backup_records(self, home: Path) -> Steps:
-        """Copies nothing: the rows are in the database of the runs."""
-        yield from ()
-
-    def backup_files(self, home: Path) -> None:
-        """Copies nothing: the bytes of releases are artifacts of runs."""
-
-    def restore(self, home: Path) -> Steps:
-        """Brings nothing, as there is no copy; copies that a server keeps are made anew."""
-        yield from ()
-
-    def writers(self) -> list[str]:
-        """Returns nobody: who changes a model holds its lease, which is the ledger's to tell."""
-        return []
 
     def upgrade(self) -> str:
         return "up to date, with the runs"

@@ -228,7 +228,7 @@ class World:
             parent.end("FINISHED" if finish else "KILLED")
         if deliver:
             done = sync(self.settings)
-            assert (done.undelivered, done.problems, done.refused) == (0, (), ())
+            assert (done.undelivered, done.problems, done.refused) == (0, (), ()), done
         return Sweep(name, search.name, keys)
 
     def promote(self, name: str = MODEL, alias: str = "champion", **asked: Any) -> int:

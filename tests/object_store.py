@@ -86,7 +86,7 @@ class ObjectStore:
                 cwd=self.folder,
             )
         deadline = time.monotonic() + 60
-        while not self._answers():
+        while not (self._answers() and self._takes()):
             assert self.process.poll() is None and time.monotonic() < deadline, (
                 self.folder / "weed.log"
             ).read_text()[-2000:]
@@ -109,6 +109,16 @@ class ObjectStore:
             aws_secret_access_key=SECRET,
             region_name="us-east-1",
         )
+
+    def _takes(self) -> bool:
+        """Whether there is a volume to write to: S3 answers before there is one."""
+        try:
+            with urllib.request.urlopen(
+                f"http://127.0.0.1:{self.ports[0]}/dir/assign", timeout=2
+            ) as reply:
+                return "fid" in json.load(reply)
+        except OSError:
+            return False
 
     def _answers(self) -> bool:
         try:

@@ -17,7 +17,7 @@ from urllib.parse import quote
 
 from mlops.errors import MlopsError, UsageError, first_line
 from mlops.settings import Settings
-from mlops.stores import Store, get_stores
+from mlops.stores.store import Store, get_stores
 from mlops.team.secrets import LOGINS, SUPERUSER, read_passwords
 
 if TYPE_CHECKING:

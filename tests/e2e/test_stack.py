@@ -34,6 +34,7 @@ pytestmark = [pytest.mark.system, pytest.mark.timeout(1800)]
 MODEL = "digits-classifier"
 CLUSTER = "tcp://scheduler:8786"
 ROWS = np.zeros((2, 8, 8, 1), np.float32)
+MARKER = "zanzibar-4e1d90c7"
 SWEEP = ("python", "-m", "experiments.sweep", "--cluster", CLUSTER, "--architectures", "dnn")
 
 
@@ -54,18 +55,28 @@ def stack() -> Iterator[Stack]:
         stack.wait("postgres", 5432, None)
         stack.wait("s3", 8405, "/health")
         stack.once("databases")
-        stack.start("mlflow")
-        stack.start("scheduler")
-        stack.wait("scheduler", 8787, "/health")
-        for number in (1, 2):
-            stack.start("worker", f"worker-{number}")
-        stack.wait("mlflow", 5000, "/health")
-        stack.once("accounts")
-        stack.start("serving-1")
-        stack.start("serving-2")
-        stack.start("door")
-        stack.wait("door", 8404, "/health")
+        start_programs(stack)
         yield stack
+
+
+def start_programs(stack: Stack) -> None:
+    """Starts all that stands on PostgreSQL and the object store, in the order of the file."""
+    stack.start("mlflow")
+    stack.start("scheduler")
+    stack.wait("scheduler", 8787, "/health")
+    for number in (1, 2):
+        stack.start("worker", f"worker-{number}")
+    stack.wait("mlflow", 5000, "/health")
+    stack.once("accounts")
+    stack.start("serving-1")
+    stack.start("serving-2")
+    stack.start("door")
+    stack.wait("door", 8404, "/health")
+
+
+def end_programs(stack: Stack) -> None:
+    for name in ("door", "serving-2", "serving-1", "worker-2", "worker-1", "scheduler", "mlflow"):
+        stack.end(name)
 
 
 @pytest.fixture(scope="module")
@@ -336,6 +347,73 @@ def test_what_was_tried_on_mlflow_through_the_door(stack: Stack, promoted: int) 
     assert all(400 <= status < 500 for status in refused.values()), refused
 
 
+def test_an_erasure_takes_the_bytes_of_a_dataset_out_of_every_place(
+    stack: Stack, promoted: int
+) -> None:
+    (stack.folder / "data" / "visits.csv").write_text(marked_table())
+    data = ("--dataset", "/data/visits.csv", "--label", "town", "--study", "visits")
+    swept = stack.type("trainer", *SWEEP, *data, "--trials", "2", "--epochs", "20")
+    assert swept.returncode == 0, swept.stderr
+    words = ("python", "-m", "registry.promote", "visits-classifier")
+    released = stack.type("promoter", *words)
+    assert released.returncode == 0, released.stdout + released.stderr
+    records = (stack.volume("home") / "datasets").glob("*/dataset.json")
+    (fingerprint,) = [path.parent.name for path in records if MARKER in path.read_text()]
+    assert find_marker(stack, MARKER)
+    assert find_marker(stack, fingerprint)
+
+    erase = ("python", "-m", "mlops.erase", "--dataset", fingerprint, "--yes")
+    held = stack.type("admin", *erase)
+    assert held.returncode == 3, held.stdout + held.stderr
+    done = stack.type("admin", *erase, "--replace", "visits-classifier@champion=none")
+    assert done.returncode == 0, done.stdout + done.stderr
+
+    vacuum_object_store(stack)
+    assert find_marker(stack, MARKER) == []
+    assert find_marker(stack, fingerprint) == []
+    tombstone = stack.type("promoter", "python", "-m", "registry.history", fingerprint, "--check")
+    assert tombstone.returncode == 0, tombstone.stdout + tombstone.stderr
+    assert champion(stack) == promoted
+
+
+def marked_table() -> str:
+    """A table of two towns that can be told apart; the name of one is the marker."""
+    noise = np.random.default_rng(0).normal(size=(400, 3))
+    lines = [
+        f"{a + 3 * (row % 2):.6f},{b - 3 * (row % 2):.6f},{c:.6f},{('bergen', MARKER)[row % 2]}"
+        for row, (a, b, c) in enumerate(noise)
+    ]
+    return "\n".join(["width,height,depth,town", *lines, ""])
+
+
+def vacuum_object_store(stack: Stack) -> None:
+    """Has SeaweedFS write its volumes anew, as docs/operations.md says."""
+    port = stack.port("seaweedfs", 9333)
+    url = f"http://127.0.0.1:{port}/vol/vacuum?garbageThreshold=0.000001"
+    with urllib.request.urlopen(url, timeout=60) as reply:
+        assert reply.status == 200
+
+
+def find_marker(stack: Stack, marker: str) -> list[str]:
+    """The files of all volumes and users that hold a marker; the ledger's and PostgreSQL's log not.
+
+    The ledger stays whole: it names a dataset, and its classes in what gates said.
+    """
+    password = (stack.secrets / "postgres" / "password").read_text().strip()
+    place = f"host=127.0.0.1 port={stack.port('postgres', 5432)} dbname=postgres user=postgres"
+    with psycopg.connect(place, password=password, autocommit=True) as connection:
+        connection.execute("CHECKPOINT")
+        found = connection.execute("SELECT oid FROM pg_database WHERE datname = 'ledger'")
+        (ledger,) = found.fetchone() or ()
+    folders = [str(stack.folder / name) for name in ("volumes", "users", "tmp")]
+    searched = subprocess.run(
+        ["grep", "-rlaF", marker, *folders], capture_output=True, text=True, check=False
+    )
+    assert searched.returncode in (0, 1), searched.stderr
+    skipped = ("/pg_wal/", f"/base/{ledger}/")
+    return [one for one in searched.stdout.splitlines() if not any(it in one for it in skipped)]
+
+
 def test_a_replica_that_is_killed_under_load_fails_no_request(stack: Stack, promoted: int) -> None:
     with load(stack) as seen:
         time.sleep(2)
@@ -455,3 +533,37 @@ def test_an_object_store_that_is_down_stops_a_promotion_with_a_sentence(
     stack.wait("s3", 8405, "/health")
     assert champion(stack) == before
     ask(stack)
+
+
+def test_an_upgrade_waits_for_writers_and_new_passwords_go_everywhere(
+    stack: Stack, promoted: int
+) -> None:
+    before = champion(stack)
+    upgrade = ("python", "-m", "mlops.upgrade")
+    refused = stack.type("admin", *upgrade)
+    assert refused.returncode == 1, refused.stdout + refused.stderr
+    assert "PostgreSQL" in refused.stderr
+
+    end_programs(stack)
+    done = stack.type("admin", *upgrade)
+    assert done.returncode == 0, done.stdout + done.stderr
+    old = {path: path.read_text() for path in stack.secrets.glob("*/pgpass")}
+    certificate = (stack.secrets / "door" / "tls.pem").read_text()
+    for path in (*old, stack.secrets / "door" / "tls.pem"):
+        path.unlink()
+    stack.once("secrets")
+    stack.once("databases")
+    start_programs(stack)
+    wait_served(stack, before)
+
+    ask(stack)
+    assert champion(stack) == before
+    assert (stack.secrets / "door" / "tls.pem").read_text() != certificate
+    for path, text in old.items():
+        assert path.read_text() != text
+    user, password = next(iter(old[stack.secrets / "promoter" / "pgpass"].splitlines())).split(":")[
+        -2:
+    ]
+    place = f"host=127.0.0.1 port={stack.port('postgres', 5432)} dbname=ledger user={user}"
+    with pytest.raises(psycopg.OperationalError, match="password authentication failed"):
+        psycopg.connect(place, password=password)

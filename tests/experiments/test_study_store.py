@@ -23,12 +23,12 @@ from experiments.studies import CONFIG, home_of, lock_sweep
 from experiments.study import Search, open_search
 from experiments.study_store import StudyStore
 from experiments.trial import TrialResult
-from mlops.database_check import find_package, read_revisions
 from mlops.doctor import examine, main
 from mlops.journal import Journal
 from mlops.mlflow_store import open_store_client
 from mlops.settings import Settings
-from mlops.stores import Finding
+from mlops.stores.database_check import find_package, read_revisions
+from mlops.stores.store import Finding
 from mlops.sync import sync
 from mlops.tracked_runs import read_tracked_runs
 from mlops.tracking import Run

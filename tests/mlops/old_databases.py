@@ -9,7 +9,7 @@ import sqlalchemy as sa
 from alembic import command
 from alembic.config import Config
 
-from mlops.database_check import find_package
+from mlops.stores.database_check import find_package
 
 OLD_MLFLOW = "5b0e9adcef9c"
 """Of MLflow 2.14: 42 migrations before the newest."""

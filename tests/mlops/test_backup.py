@@ -25,20 +25,20 @@ from experiments.study_store import StudyStore
 from mlops import backup as backup_program
 from mlops import restore as restore_program
 from mlops.backup import back_up
-from mlops.backup_record import RECORD, RESTORING, find_restoring, read_record
 from mlops.data import Dataset
 from mlops.doctor import examine
 from mlops.errors import MlopsError, UsageError
-from mlops.file_copy import find_whole, list_files
 from mlops.journal import Journal
 from mlops.mlflow_store import LAST_FILES, ensure_experiment, open_store_client
 from mlops.objects import FolderObjects, Object
 from mlops.restore import restore
 from mlops.settings import Settings
-from mlops.stores import Finding
+from mlops.stores.backup_record import RECORD, RESTORING, find_restoring, read_record
+from mlops.stores.file_copy import find_whole, list_files
+from mlops.stores.store import Finding
+from mlops.stores.tracking_copy import PLACES
 from mlops.sync import sync
 from mlops.tracking import RUN_KEY, Run
-from mlops.tracking_copy import PLACES
 from registry import history
 from registry.alias import changing, open_registry
 from registry.catalog import Catalog

@@ -28,8 +28,8 @@ from mlops.doctor import examine
 from mlops.errors import UsageError
 from mlops.journal import Journal
 from mlops.settings import Settings
-from mlops.stores import Item
-from mlops.tracking_rows import RunRow, VersionRow
+from mlops.stores.store import Item
+from mlops.stores.tracking_rows import RunRow, VersionRow
 from registry.catalog import Catalog
 from registry.release_retention import find_needs
 from tests.forked import FORK

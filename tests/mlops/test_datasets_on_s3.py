@@ -20,7 +20,7 @@ from mlops.doctor import examine
 from mlops.errors import DataError, MlopsError
 from mlops.objects import Object, Objects, open_objects
 from mlops.settings import Settings
-from mlops.stored_datasets import StoredDatasets
+from mlops.stores.stored_datasets import StoredDatasets
 from tests.mlops.table_files import DIGITS, labels_of, rows_of, save
 from tests.object_store import SECRET, ObjectStore, open_object_store, use
 
@@ -338,7 +338,7 @@ def test_the_doctor_counts_what_is_there_and_here(host: Host, digits: Dataset) -
 
 
 def test_what_is_being_stored_now_is_no_finding_and_what_was_killed_is(host: Host) -> None:
-    from mlops.stored_datasets import find_partial
+    from mlops.stores.stored_datasets import find_partial
 
     now = datetime.now(UTC)
     part = {DIGITS: {"x.npy": Object(f"{DIGITS}/x.npy", 1, now - timedelta(minutes=5))}}

@@ -25,8 +25,8 @@ from mlops.machine import (
 )
 from mlops.settings import Settings
 from mlops.settings_check import check_settings
-from mlops.stored_datasets import StoredDatasets
-from mlops.stores import GROUP, Finding, Health, UnopenedStore, find_entries, open_stores
+from mlops.stores.store import GROUP, Finding, Health, UnopenedStore, find_entries, open_stores
+from mlops.stores.stored_datasets import StoredDatasets
 from tests.mlops.table_files import four, save
 
 ROOT = Path(__file__).parents[2]
@@ -115,7 +115,7 @@ def test_a_password_is_never_said() -> None:
 def test_a_store_that_cannot_be_opened_or_fails_is_a_finding(home: Path) -> None:
     entries = [
         EntryPoint("absent", "mlops.nowhere:Store", GROUP),
-        EntryPoint("datasets", "mlops.stored_datasets:StoredDatasets", GROUP),
+        EntryPoint("datasets", "mlops.stores.stored_datasets:StoredDatasets", GROUP),
     ]
     absent, datasets = open_stores(at(home), entries)
     assert isinstance(absent, UnopenedStore)
@@ -147,7 +147,7 @@ def test_the_stores_of_a_checkout_are_known_though_nothing_is_installed(tmp_path
     names = [entry.name for entry in find_entries()]
     assert names == sorted(names)
     assert {"datasets", "journal", "ledger", "studies", "tracking"} <= set(names)
-    code = "from mlops.stores import find_entries; print(len(find_entries()))"
+    code = "from mlops.stores.store import find_entries; print(len(find_entries()))"
     alone = subprocess.run(
         [sys.executable, "-S", "-c", code],  # no site-packages, and so no entry points
         env={"PYTHONPATH": str(ROOT)},

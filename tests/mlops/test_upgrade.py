@@ -23,9 +23,9 @@ from mlops.doctor import examine
 from mlops.errors import MlopsError
 from mlops.lease import Address, ServerFolder, try_lock
 from mlops.mlflow_store import open_store_client
-from mlops.schema_upgrade import COPY, Schema, find_sessions, read_revision
 from mlops.settings import Settings
-from mlops.tracking_upgrade import accounts_schema, tracking_schema
+from mlops.stores.schema_upgrade import COPY, Schema, find_sessions, read_revision
+from mlops.stores.tracking_upgrade import accounts_schema, tracking_schema
 from mlops.upgrade import main, upgrade
 from registry.ledger import open_ledger
 from tests.database_server import execute, in_database, make_database, serve_postgresql
@@ -387,6 +387,6 @@ def test_killed_in_the_middle_the_same_command_goes_on(
 
 
 def newest(schema: Schema) -> str | None:
-    from mlops.database_check import read_revisions
+    from mlops.stores.database_check import read_revisions
 
     return read_revisions(schema.revisions)[1]

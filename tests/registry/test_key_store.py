@@ -12,7 +12,7 @@ import pytest
 from mlops.errors import MlopsError
 from mlops.key_files import make_signing_key, public_pem, write_whole
 from mlops.settings import Settings
-from mlops.stores import Health
+from mlops.stores.store import Health
 from registry.key_store import KeyStore
 from registry.signing import ensure_signing_key, key_id
 

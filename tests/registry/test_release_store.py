@@ -9,8 +9,8 @@ import pytest
 
 from mlops.errors import MlopsError
 from mlops.settings import Settings
-from mlops.stores import find_entries
-from mlops.tracking_rows import RunRow, VersionRow, read_registry
+from mlops.stores.store import find_entries
+from mlops.stores.tracking_rows import RunRow, VersionRow, read_registry
 from registry.alias import Registry, open_registry
 from registry.approve import RefusedError
 from registry.ledger import LeaseHeldError

@@ -17,8 +17,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from mlops.database_check import open_to_read, read_revisions
 from mlops.errors import MlopsError, first_line
+from mlops.stores.database_check import open_to_read, read_revisions
 
 LOCK_S = 5.0
 """How long a database may be in use by others before that is said."""

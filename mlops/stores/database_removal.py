@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mlops.errors import MlopsError, first_line
-from mlops.schema_upgrade import find_file
+from mlops.stores.schema_upgrade import find_file
 
 if TYPE_CHECKING:
     import sqlalchemy

@@ -13,13 +13,13 @@ from collections.abc import Iterable, Iterator, Mapping, Set
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from mlops.database_check import open_to_read
 from mlops.errors import MlopsError, first_line
-from mlops.schema_upgrade import find_file
 from mlops.settings import Settings
+from mlops.stores.database_check import open_to_read
+from mlops.stores.schema_upgrade import find_file
+from mlops.stores.tracking_upgrade import get_tracking_db_url
 from mlops.tracked_runs import STUDY, SWEEP, TRIAL
 from mlops.tracking import RUN_KEY
-from mlops.tracking_upgrade import get_tracking_db_url
 
 if TYPE_CHECKING:
     import sqlalchemy

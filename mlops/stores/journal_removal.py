@@ -11,14 +11,14 @@ from pathlib import Path
 from mlops.drain import hold_folder
 from mlops.errors import MlopsError
 from mlops.journal import Record, find_journals, find_writer, is_closed, read_lines
-from mlops.journal_store import QUIET_S, find_folders, is_delivered_now
 from mlops.program import command_line
 from mlops.settings import Settings
-from mlops.stores import Item
+from mlops.stores.journal_state import QUIET_S, find_folders, is_delivered_now
+from mlops.stores.store import Item
+from mlops.stores.tracking_rows import FINGERPRINT, PARENT, read_lineage
+from mlops.stores.trash import empty_trash, find_trash, size_of, throw_away
 from mlops.tracked_runs import SWEEP
 from mlops.tracking import RUN_KEY
-from mlops.tracking_rows import FINGERPRINT, PARENT, read_lineage
-from mlops.trash import empty_trash, find_trash, size_of, throw_away
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,12 +16,12 @@ from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
-from mlops.database_removal import open_to_remove
 from mlops.errors import MlopsError
 from mlops.objects import Object, Objects, open_objects
 from mlops.settings import Settings
-from mlops.tracking_rows import GONE, RunRow, VersionRow, in_parts, read_tracked
-from mlops.tracking_upgrade import get_tracking_db_url
+from mlops.stores.database_removal import open_to_remove
+from mlops.stores.tracking_rows import GONE, RunRow, VersionRow, in_parts, read_tracked
+from mlops.stores.tracking_upgrade import get_tracking_db_url
 
 if TYPE_CHECKING:
     import sqlalchemy

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from mlops.errors import first_line
 from mlops.program import command_line
-from mlops.stores import Finding
+from mlops.stores.store import Finding
 
 if TYPE_CHECKING:
     import sqlalchemy

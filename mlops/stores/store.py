@@ -31,7 +31,7 @@ Steps = Generator[None, None, None]
 
 GROUP = "podium.stores"
 DISTRIBUTION = "podium-mlops"
-CHECKOUT = Path(__file__).resolve().parents[1]
+CHECKOUT = Path(__file__).resolve().parents[2]
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +88,8 @@ class Store(Protocol):
     A backup is laid out as an embedded home, whatever the settings name: `MLOPS_HOME=BACKUP` opens
     it, and a backup of PostgreSQL and S3 may be restored into an embedded home, or the other way
     round. Each store writes and reads its own part of it.
+
+    A subclass says what it is and how it is; all else is there for those that have something to do.
     """
 
     @property
@@ -118,7 +120,7 @@ class Store(Protocol):
 
         The block takes seconds: the first steps of all `backup_records` run in it.
         """
-        ...
+        return contextlib.nullcontext()
 
     def backup_records(self, home: Path) -> Steps:
         """Copies, as of one moment, what changes: rows of databases, journals.
@@ -126,14 +128,13 @@ class Store(Protocol):
         The first step fixes the moment, while moves are held. The second copies what takes longer
         than seconds, of a snapshot that the first opened.
         """
-        ...
+        yield from ()
 
     def backup_files(self, home: Path) -> None:
         """Copies what never changes once it is there: artifacts, datasets, keys.
 
         Called after all records are copied, so that what they refer to is there.
         """
-        ...
 
     def restore(self, home: Path) -> Steps:
         """Brings a backup to where the settings name.
@@ -144,14 +145,14 @@ class Store(Protocol):
             MlopsError: in the first step: there is something already, or the backup is of another
                 version. In the second: it could not be written.
         """
-        ...
+        yield from ()
 
     def writers(self) -> list[str]:
         """Returns who writes to it now, a few words each; none is good.
 
         What cannot be seen from this machine is not among them.
         """
-        ...
+        return []
 
     def upgrade(self) -> str:
         """Brings what is kept to the format of this version; makes it where it is not there.
@@ -164,7 +165,7 @@ class Store(Protocol):
         Raises:
             MlopsError: somebody writes to it now; says who.
         """
-        ...
+        return "up to date"
 
     def needs(self, gone: Set[tuple[str, str]] = frozenset()) -> set[tuple[str, str]]:
         """Returns kind and key of what must stay because something here refers to it.
@@ -172,7 +173,7 @@ class Store(Protocol):
         Args:
             gone: Kind and key of what counts as taken out already, and needs nothing.
         """
-        ...
+        return set()
 
     def clean(
         self, before: datetime, keep_best: int, needed: Set[tuple[str, str]], *, dry: bool
@@ -188,11 +189,11 @@ class Store(Protocol):
         Returns:
             What was, or would be, taken out.
         """
-        ...
+        return []
 
     def find(self, dataset: str) -> list[Item]:
         """Returns what is kept here of a dataset, by its fingerprint, and of what came from it."""
-        ...
+        return []
 
     def erase(self, dataset: str, replace: Mapping[str, int]) -> None:
         """Takes out what `find` finds, so that its bytes are gone; may be repeated.
@@ -204,7 +205,6 @@ class Store(Protocol):
         Raises:
             MlopsError: something is used just now; says by whom. What is gone by then stays gone.
         """
-        ...
 
 
 @runtime_checkable

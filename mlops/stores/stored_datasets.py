@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import re
 import shlex
 import time
 from collections.abc import Iterator, Mapping, Set
-from contextlib import AbstractContextManager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -22,14 +20,16 @@ from mlops.dataset_store import (
 from mlops.errors import DataError
 from mlops.objects import Object
 from mlops.settings import Settings
-from mlops.stores import Finding, Health, Item, Steps
+from mlops.stores.store import Finding, Health, Item, Steps, Store
 
 WRITING_S = 3600.0
 """How long a dataset may take to be written."""
 
 
-class StoredDatasets:
+class StoredDatasets(Store):
     """The folder of datasets, and the bucket where there is one.
+
+    A dataset is written beside its place, and never again: it has no writers and no records.
 
     Raises:
         UsageError: the setting names neither a folder nor a bucket.
@@ -71,42 +71,25 @@ class StoredDatasets:
             says = f"{n_whole} stored at {self._store.url}, {len(stored)} copied here"
         return Health(says, tuple(findings))
 
-    def hold(self) -> AbstractContextManager[None]:
-        return contextlib.nullcontext()
-
-    def backup_records(self, home: Path) -> Steps:
-        """A dataset never changes."""
-        yield from ()
-
     def backup_files(self, home: Path) -> None:
-        from mlops.dataset_copy import back_up
+        from mlops.stores.dataset_copy import back_up
 
         back_up(self._settings, home)
 
     def restore(self, home: Path) -> Steps:
-        from mlops.dataset_copy import restore
+        from mlops.stores.dataset_copy import restore
 
         return restore(self._settings, home)
-
-    def writers(self) -> list[str]:
-        """Returns nobody: a dataset is written beside its place, and never again."""
-        return []
-
-    def upgrade(self) -> str:
-        return "up to date"
-
-    def needs(self, gone: Set[tuple[str, str]] = frozenset()) -> set[tuple[str, str]]:
-        return set()
 
     def clean(
         self, before: datetime, keep_best: int, needed: Set[tuple[str, str]], *, dry: bool
     ) -> list[Item]:
-        from mlops.dataset_removal import clean_datasets
+        from mlops.stores.dataset_removal import clean_datasets
 
         return clean_datasets(self._store, before, needed, dry=dry)
 
     def find(self, dataset: str) -> list[Item]:
-        from mlops.dataset_removal import find_dataset
+        from mlops.stores.dataset_removal import find_dataset
 
         return find_dataset(self._store, dataset)
 

@@ -5,21 +5,21 @@ from __future__ import annotations
 from collections.abc import Set
 from datetime import datetime
 
-from mlops.database_removal import compact
 from mlops.errors import MlopsError
 from mlops.program import command_line
 from mlops.settings import Settings
-from mlops.stores import Item
-from mlops.tracking import RUN_KEY
-from mlops.tracking_removal import (
+from mlops.stores.database_removal import compact
+from mlops.stores.store import Item
+from mlops.stores.tracking_removal import (
     TABLES,
     measure_runs,
     remove_inputs,
     remove_models,
     remove_runs,
 )
-from mlops.tracking_rows import RunRow, read_lineage, read_registry, read_tracked
-from mlops.tracking_upgrade import get_tracking_db_url
+from mlops.stores.tracking_rows import RunRow, read_lineage, read_registry, read_tracked
+from mlops.stores.tracking_upgrade import get_tracking_db_url
+from mlops.tracking import RUN_KEY
 
 
 def find_run_needs(settings: Settings, gone: Set[tuple[str, str]]) -> set[tuple[str, str]]:

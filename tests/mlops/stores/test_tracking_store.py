@@ -15,19 +15,19 @@ from pathlib import Path
 
 import pytest
 
-from mlops.database_check import find_package, read_revisions
 from mlops.drain import Delivery, hold_folder
 from mlops.journal import Journal
 from mlops.mlflow_sink import MlflowSink
 from mlops.mlflow_store import open_store_client
 from mlops.settings import Settings
-from mlops.stores import Finding
+from mlops.stores.database_check import find_package, read_revisions
+from mlops.stores.store import Finding
+from mlops.stores.tracking_store import TrackingStore, check_backend
 from mlops.sync import sync
 from mlops.tracked_runs import read_tracked_runs
 from mlops.tracking import Run
-from mlops.tracking_store import TrackingStore, check_backend
 from tests.conftest import Tracking
-from tests.mlops.test_journal_store import kill_a_writer
+from tests.mlops.stores.test_journal_store import kill_a_writer
 
 
 @pytest.fixture

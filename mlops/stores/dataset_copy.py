@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mlops.backup_record import find_restoring, read_record
 from mlops.dataset_store import FILES, FINGERPRINT, RECORD
-from mlops.file_copy import copy_objects, refuse_others, restore_objects
 from mlops.objects import Objects, open_objects
-from mlops.stores import Steps
+from mlops.stores.backup_record import find_restoring, read_record
+from mlops.stores.file_copy import copy_objects, refuse_others, restore_objects
+from mlops.stores.store import Steps
 
 if TYPE_CHECKING:
     from mlops.settings import Settings

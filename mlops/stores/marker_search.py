@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING, Any
 from mlops.dataset_store import RECORD, DatasetStore, open_dataset_store
 from mlops.errors import MlopsError, first_line
 from mlops.objects import FolderObjects, open_objects
-from mlops.schema_upgrade import SIDE_FILES, find_file
 from mlops.settings import Settings
+from mlops.stores.byte_search import find_in_files
+from mlops.stores.schema_upgrade import SIDE_FILES, find_file
 
 if TYPE_CHECKING:
     import numpy as np
@@ -26,7 +27,6 @@ N_SAMPLES = 8
 SAMPLE_BYTES = 64
 LEAST_VALUES = 24
 """Different bytes that a sample has: a row of zeros is everybody's."""
-BLOCK_BYTES = 1 << 24
 LEAST_NAME = 6
 """Characters of a name that is looked for."""
 SMALL_FILES = ("MLmodel", "release.json")
@@ -111,8 +111,9 @@ def search(settings: Settings, markers: Markers) -> Left:
     """Looks for markers wherever Podium keeps something but in the ledger, which stays whole."""
     left = Left()
     roots = dict.fromkeys(_find_roots(settings))
-    for path in _find_files(roots, _find_skipped(settings)):
-        _search_file(path, markers, left, is_of_other=_is_dataset(settings, path))
+    datasets = open_dataset_store(settings).folder
+    for path, found in _search_files(_find_files(roots, _find_skipped(settings)), markers, left):
+        _judge(path, found, markers, left, is_of_other=path.is_relative_to(datasets))
     for url in (settings.tracking_db_url, settings.accounts_db_url, settings.study_url):
         if url is not None and find_file(url) is None:
             _search_tables(url, markers, left)
@@ -148,26 +149,28 @@ def _find_files(roots: Iterable[Path], skipped: set[Path]) -> Iterator[Path]:
                 yield path
 
 
-def _is_dataset(settings: Settings, path: Path) -> bool:
-    return path.is_relative_to(open_dataset_store(settings).folder)
-
-
-def _search_file(path: Path, markers: Markers, left: Left, *, is_of_other: bool) -> None:
-    forms = {one: {one.encode(), json.dumps(one)[1:-1].encode()} for one in markers.names}
-    wanted = {
-        markers.fingerprint.encode(),
-        *markers.rows,
-        *(f for each in forms.values() for f in each),
-    }
+def _search_files(
+    paths: Iterable[Path], markers: Markers, left: Left
+) -> Iterator[tuple[Path, frozenset[bytes]]]:
+    forms = (
+        form for one in markers.names for form in (one.encode(), json.dumps(one)[1:-1].encode())
+    )
+    wanted = {markers.fingerprint.encode(), *markers.rows, *forms}
     try:
-        size, found = _find_in_file(path, wanted)
-    except FileNotFoundError:
-        return
+        searched = find_in_files(paths, wanted)
     except OSError as err:
-        raise MlopsError(f"{str(path)!r} cannot be searched: {err.strerror or err}.") from err
-    left.n_files += 1
-    left.n_bytes += size
-    has_rows = bool(found & set(markers.rows))
+        where = repr(err.filename) if err.filename else "the home"
+        raise MlopsError(f"{where} cannot be searched: {err.strerror or err}.") from err
+    for path, (size, found) in searched.items():
+        left.n_files += 1
+        left.n_bytes += size
+        yield path, found
+
+
+def _judge(
+    path: Path, found: frozenset[bytes], markers: Markers, left: Left, *, is_of_other: bool
+) -> None:
+    has_rows = not found.isdisjoint(markers.rows)
     if markers.fingerprint.encode() in found:
         left.places.append(f"{str(path)!r} holds its fingerprint")
     elif has_rows and not is_of_other:
@@ -178,28 +181,12 @@ def _search_file(path: Path, markers: Markers, left: Left, *, is_of_other: bool)
         left.named.append(f"{str(path)!r} holds names of its classes or categories")
 
 
-def _find_in_file(path: Path, wanted: set[bytes]) -> tuple[int, set[bytes]]:
-    """Returns how many bytes a file has, and which byte strings stand in it.
-
-    Read and not mapped: who shortens a mapped file meanwhile ends the process that looks.
-    """
-    overlap = max(map(len, wanted)) - 1
-    size, found, tail = 0, set[bytes](), b""
-    with path.open("rb") as file:
-        while block := file.read(BLOCK_BYTES):
-            size += len(block)
-            content = tail + block
-            found |= {one for one in wanted - found if one in content}
-            tail = content[-overlap:] if overlap else b""
-    return size, found
-
-
 def _search_tables(url: str, markers: Markers, left: Left) -> None:
     """Asks every column of text of a database on a server."""
     import sqlalchemy as sa
     from sqlalchemy.exc import SQLAlchemyError
 
-    from mlops.database_check import open_to_read
+    from mlops.stores.database_check import open_to_read
 
     try:
         with open_to_read(url) as connection:

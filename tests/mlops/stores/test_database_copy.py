@@ -15,11 +15,11 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 
-from mlops.backup_record import RESTORING, Restoring
-from mlops.database_copy import ROWS, Restore, copy_file, copy_in, copy_out, find_damage
 from mlops.errors import MlopsError
-from mlops.schema_upgrade import Schema
-from mlops.stores import Steps
+from mlops.stores.backup_record import RESTORING, Restoring
+from mlops.stores.database_copy import ROWS, Restore, copy_file, copy_in, copy_out, find_damage
+from mlops.stores.schema_upgrade import Schema
+from mlops.stores.store import Steps
 from tests.database_server import execute, in_database, make_database, serve_postgresql
 
 METADATA = sa.MetaData()

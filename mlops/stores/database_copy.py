@@ -24,7 +24,8 @@ from urllib.parse import quote
 
 import sqlalchemy as sa
 
-from mlops.backup_record import (
+from mlops.errors import MlopsError, UsageError, first_line
+from mlops.stores.backup_record import (
     WRITING,
     find_restoring,
     hash_record,
@@ -32,10 +33,9 @@ from mlops.backup_record import (
     put_in_place,
     read_record,
 )
-from mlops.database_check import open_to_read, read_revisions
-from mlops.errors import MlopsError, UsageError, first_line
-from mlops.schema_upgrade import Schema, find_file
-from mlops.stores import Steps
+from mlops.stores.database_check import open_to_read, read_revisions
+from mlops.stores.schema_upgrade import Schema, find_file
+from mlops.stores.store import Steps
 
 ROWS = 2000
 """Rows that are in memory at a time."""

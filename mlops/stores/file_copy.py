@@ -15,9 +15,9 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from mlops.backup_record import WRITING, put_in_place
 from mlops.errors import MlopsError
 from mlops.objects import N_AT_ONCE, Objects, upload_all
+from mlops.stores.backup_record import WRITING, put_in_place
 
 Wanted = Callable[[str], bool]
 

@@ -11,11 +11,11 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from mlops.database_check import find_package
 from mlops.errors import MlopsError
 from mlops.lease import ServerFolder, try_lock
-from mlops.schema_upgrade import Schema, find_file, find_sessions
 from mlops.settings import Settings
+from mlops.stores.database_check import find_package
+from mlops.stores.schema_upgrade import Schema, find_file, find_sessions
 
 
 def upgrade_tracking(settings: Settings) -> str:

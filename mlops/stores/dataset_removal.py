@@ -7,8 +7,8 @@ from datetime import datetime
 from pathlib import Path
 
 from mlops.dataset_store import RECORD, DatasetStore, find_objects
-from mlops.stores import Item
-from mlops.trash import size_of
+from mlops.stores.store import Item
+from mlops.stores.trash import size_of
 
 
 def clean_datasets(

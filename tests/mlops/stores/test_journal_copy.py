@@ -13,8 +13,8 @@ import pytest
 from mlops.drain import Delivery, Drain, Part
 from mlops.errors import MlopsError
 from mlops.journal import Journal, find_journals, find_writer, read_lines, read_sent
-from mlops.journal_copy import back_up, restore
-from mlops.journal_store import read_state
+from mlops.stores.journal_copy import back_up, restore
+from mlops.stores.journal_state import read_state
 
 
 class Taker:

@@ -14,11 +14,11 @@ import contextlib
 import shutil
 from pathlib import Path
 
-from mlops.backup_record import WRITING, is_restored
 from mlops.errors import MlopsError
-from mlops.file_copy import copy_tree, list_files, put_files
 from mlops.journal import build_header, find_journals, read_sent
-from mlops.stores import Steps
+from mlops.stores.backup_record import WRITING, is_restored
+from mlops.stores.file_copy import copy_tree, list_files, put_files
+from mlops.stores.store import Steps
 
 FOLDER = "journal"
 

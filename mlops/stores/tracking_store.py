@@ -9,24 +9,23 @@ import shlex
 import urllib.parse
 import urllib.request
 from collections.abc import Iterator, Mapping, Set
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
 
-from mlops.backup_record import find_restoring
-from mlops.database_check import Database, check_database, find_package
 from mlops.errors import ServerError, first_line, without_passwords
-from mlops.journal_store import find_speakers
 from mlops.lease import Address, ServerFolder, try_lock
 from mlops.program import command_line
 from mlops.server import is_loopback
 from mlops.settings import Settings
-from mlops.stores import Finding, Health, Item, Steps
+from mlops.stores.backup_record import find_restoring
+from mlops.stores.database_check import Database, check_database, find_package
+from mlops.stores.journal_state import find_speakers
+from mlops.stores.store import Finding, Health, Item, Steps, Store
+from mlops.stores.tracking_retention import clean_deleted, erase_runs, find_run_needs, find_runs_of
+from mlops.stores.tracking_upgrade import find_tracking_writers, upgrade_tracking
 from mlops.tracked_runs import is_server, read_tracked_runs
-from mlops.tracking_retention import clean_deleted, erase_runs, find_run_needs, find_runs_of
-from mlops.tracking_upgrade import find_tracking_writers, upgrade_tracking
 
 ANSWER_S = 3.0
 START_S = 60.0
@@ -36,8 +35,8 @@ N_SHOWN = 3
 
 
 @dataclass(frozen=True, slots=True)
-class TrackingStore:
-    """What MLflow keeps for a home."""
+class TrackingStore(Store):
+    """What MLflow keeps for a home; its moves begin and end in the ledger, which holds them."""
 
     settings: Settings
     name: str = "tracking"
@@ -54,21 +53,18 @@ class TrackingStore:
             says = without_passwords(self.settings.direct_uri)
         return Health(says, tuple(findings))
 
-    def hold(self) -> AbstractContextManager[None]:
-        return contextlib.nullcontext()  # its moves begin and end in the ledger
-
     def backup_records(self, home: Path) -> Steps:
-        from mlops.tracking_copy import back_up_records
+        from mlops.stores.tracking_copy import back_up_records
 
         return back_up_records(self.settings, home)
 
     def backup_files(self, home: Path) -> None:
-        from mlops.tracking_copy import back_up_files
+        from mlops.stores.tracking_copy import back_up_files
 
         back_up_files(self.settings, home)
 
     def restore(self, home: Path) -> Steps:
-        from mlops.tracking_copy import restore
+        from mlops.stores.tracking_copy import restore
 
         return restore(self.settings, home)
 

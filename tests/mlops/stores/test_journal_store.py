@@ -13,9 +13,10 @@ import pytest
 
 from mlops.drain import Drain, Part, hold_folder
 from mlops.journal import Journal, find_journals, read_undelivered
-from mlops.journal_store import JournalStore, find_speakers, find_undelivered_keys
 from mlops.settings import Settings
-from mlops.stores import Finding
+from mlops.stores.journal_state import find_speakers, find_undelivered_keys
+from mlops.stores.journal_store import JournalStore
+from mlops.stores.store import Finding
 
 # Three records of one run; then it waits to be killed.
 WRITER = """

@@ -11,15 +11,15 @@ from typing import TYPE_CHECKING
 
 import sqlalchemy as sa
 
-from mlops.backup_record import place_of, read_record
-from mlops.database_check import open_to_read
-from mlops.database_copy import Restore, copy_in, copy_out
 from mlops.errors import MlopsError
-from mlops.file_copy import copy_objects, refuse_others, restore_objects
 from mlops.mlflow_store import LAST_FILES
 from mlops.objects import open_objects
-from mlops.stores import Steps, in_step
-from mlops.tracking_upgrade import accounts_schema, tracking_schema
+from mlops.stores.backup_record import place_of, read_record
+from mlops.stores.database_check import open_to_read
+from mlops.stores.database_copy import Restore, copy_in, copy_out
+from mlops.stores.file_copy import copy_objects, refuse_others, restore_objects
+from mlops.stores.store import Steps, in_step
+from mlops.stores.tracking_upgrade import accounts_schema, tracking_schema
 
 if TYPE_CHECKING:
     from mlops.objects import Objects

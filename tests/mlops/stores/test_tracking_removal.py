@@ -9,8 +9,8 @@ import pytest
 
 from mlops.errors import MlopsError
 from mlops.settings import Settings
-from mlops.tracking_removal import open_artifacts, remove_runs
-from mlops.tracking_rows import read_registry, read_tracked
+from mlops.stores.tracking_removal import open_artifacts, remove_runs
+from mlops.stores.tracking_rows import read_registry, read_tracked
 
 RUN = "0" * 32
 END = f"{RUN}/artifacts"
