@@ -27,7 +27,7 @@ from mlops.data import Dataset, load_dataset
 from mlops.dataset_store import DatasetStore, open_dataset_store
 from mlops.journal import Journal
 from mlops.mlflow_store import open_store_client
-from mlops.packaging import ModelSpec, build_model_folder, check_model_folder, save_network
+from mlops.packaging import check_model_folder
 from mlops.settings import Settings
 from mlops.sync import sync
 from mlops.tracked_runs import read_tracked_runs
@@ -39,7 +39,7 @@ from registry.probe import Answered, Probed
 from registry.promote import promote
 from registry.verify import verify_release
 from tests.experiments.test_status import describe
-from tests.registry.sides import CLEAN, read_weights
+from tests.registry.sides import CLEAN, package, read_weights
 
 MARKER = "zanzibar7731"
 """A category of the dataset that is to be erased."""
@@ -72,18 +72,7 @@ def make_model(dataset: Dataset, place: Path) -> Path:
     weights = np.zeros((dataset.input.shape[0], 2), np.float32)
     weights[0] = (9.0, -9.0)
     dense.set_weights([weights])
-    save_network(model, place / "n.keras")
-    spec = ModelSpec(
-        task="classifier",
-        architecture="dnn",
-        input=dataset.input,
-        class_names=dataset.class_names,
-        dataset_name=dataset.name,
-        dataset_fingerprint=dataset.fingerprint,
-        likelihood=None,
-    )
-    build_model_folder(place / "n.keras", spec, place / "model")
-    return place / "model"
+    return package(model, dataset, place)
 
 
 def probe_table(

@@ -51,6 +51,11 @@ def make_model(dataset: Dataset, right: float, place: Path) -> Path:
     dense = keras.layers.Dense(2, use_bias=False)
     model = keras.Model(x, keras.layers.Softmax()(dense(y)))
     dense.set_weights([np.array([[-right, right], [0.0, 0.001]], np.float32)])
+    return package(model, dataset, place)
+
+
+def package(model: Any, dataset: Dataset, place: Path) -> Path:
+    """Makes the model folder of a classifier in a folder that is there."""
     save_network(model, place / "n.keras")
     spec = ModelSpec(
         task="classifier",
