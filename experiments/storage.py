@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,11 @@ from mlops.errors import UsageError
 
 MAX_MEETINGS = 10
 """Times that others may be met making the same tables before it is taken for an error."""
+
+
+def to_utc(time: datetime | None) -> datetime | None:
+    """Returns a time of Optuna's as an aware one: it keeps local time, without saying so."""
+    return None if time is None else time.astimezone(UTC)
 
 
 def open_storage(url: str) -> optuna.storages.RDBStorage:

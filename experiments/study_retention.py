@@ -14,13 +14,13 @@ from __future__ import annotations
 import shutil
 from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import datetime
 from pathlib import Path
 
 import optuna
 
 from experiments.goals import Goals, goals_of_study
-from experiments.storage import open_storage
+from experiments.storage import open_storage, to_utc
 from experiments.studies import home_of, is_locked, lock_sweep
 from experiments.study_rows import StudyRow, read_studies, remove_studies, remove_trials
 from mlops.errors import MlopsError
@@ -220,7 +220,7 @@ class _Cleaning:
                 Trial(
                     trial_id=one._trial_id,
                     number=one.number,
-                    ended_at=_aware(one.datetime_complete),
+                    ended_at=to_utc(one.datetime_complete),
                     run_key=one.user_attrs.get("run_key"),
                 )
                 for one in trials
@@ -236,7 +236,7 @@ class _Cleaning:
         home, found = self.settings.home, list[Item]()
         folder = home / "sweeps" / sweep
         ends = [
-            _aware(one.datetime_complete)
+            to_utc(one.datetime_complete)
             for row in rows
             for one in _read_trials(self.settings.study_url, row.study_id)
         ]
@@ -328,8 +328,3 @@ def _clean_logs(home: Path, before: datetime, *, dry: bool) -> list[Item]:
             if not dry:
                 path.unlink(missing_ok=True)
     return found
-
-
-def _aware(time: datetime | None) -> datetime | None:
-    """Optuna keeps the machine's local time, without saying so."""
-    return None if time is None else time.astimezone(UTC)

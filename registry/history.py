@@ -119,6 +119,9 @@ def describe(event: Event) -> str:
         return f"{body['alias']} was not moved (event {body['intent']})"
     if event.kind == "approved":
         return f"as {body.get('alias')} (proposed in event {body.get('proposal')})"
+    if event.kind == "hook":
+        ended = "succeeded" if body["succeeded"] else f"failed, {body['reason']}"
+        return f"{ended} (after event {body['move']})"
     failed = [gate["name"] for gate in body.get("gates", ()) if not gate["passed"]]
     says = [
         _candidate(event),

@@ -206,6 +206,17 @@ def test_of_values_below_zero_the_highest_is_the_best(settings: Settings) -> Non
     assert study.objective == "val_elbo"
 
 
+@pytest.fixture(params=["UTC", "JST-9", "EST5"])
+def zone(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """The time zone of this machine."""
+    with monkeypatch.context() as patch:
+        patch.setenv("TZ", request.param)
+        time.tzset()
+        yield
+    time.tzset()
+
+
+@pytest.mark.usefixtures("zone")
 def test_times_are_aware_utc_and_begin_with_the_first_trial(
     settings: Settings, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -170,6 +170,17 @@ def test_the_table_says_what_happened_and_who_knew_the_actor(
     assert "late" not in as_table(ledger.events())
 
 
+def test_a_hook_says_how_it_ended_and_of_which_move_it_told(ledger: Ledger) -> None:
+    body = {"move": 2, "command": ["notify"], "attempts": 1}
+    ledger.append("hook", "digits", 1, ADA, {**body, "succeeded": True, "reason": ""})
+    late = {"succeeded": False, "reason": "it took longer than 5 s"}
+    ledger.append("hook", "digits", 1, ADA, {**body, **late})
+    assert [describe(event) for event in ledger.events()] == [
+        "succeeded (after event 2)",
+        "failed, it took longer than 5 s (after event 2)",
+    ]
+
+
 def test_a_decision_says_which_candidate_it_is_about(ledger: Ledger) -> None:
     gates = [{"name": "quality", "passed": False}]
     body = {"alias": "champion", "candidate": "digits-candidates/7"}
