@@ -84,6 +84,8 @@ class SweepConfig:
     """A Dask cluster to train on: tcp://HOST:8786 or a scheduler file. It must see MLOPS_HOME."""
     threads: int = 1
     """Threads a trial computes with. Part of what decides its weights."""
+    population: int | None = None
+    """Train so many trials of one shape in one program; needs KERAS_BACKEND=jax."""
 
     def check(self) -> None:
         """Refuses what cannot be, all of it at once.
@@ -172,6 +174,8 @@ class SweepConfig:
             "seed": self.seed,
             "threads": self.threads,
             "experiment": self.experiment,
+            # Left out where there is none: studies from before it was there go on.
+            **({} if self.population is None else {"population": self.population}),
         }
         text = json.dumps(_plain(decides), sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]

@@ -61,6 +61,11 @@ def find_wrong(config: SweepConfig, spell: Callable[[str], str] = as_flag) -> li
             f"{spell('cluster')} must be a Dask scheduler's address, as tcp://HOST:8786, or its "
             f"file, as scheduler.json; got {cluster!r}"
         )
+    if sound.get("population") is not None and sound.get("sampler") == "grid":
+        wrong.append(
+            f"{spell('population')} asks for trials of one shape, and {spell('sampler')} grid has "
+            "its own order; use tpe or random"
+        )
     if sound.get("warm_start") is not None and sound.get("warm_start") == sound.get("study"):
         wrong.append(f"{spell('warm_start')} and {spell('study')} name the same sweep")
     wrong += _find_wrong_goals(sound, spell)
@@ -77,6 +82,7 @@ _LEAST: Final = {
     "workers": 1,
     "threads": 1,
     "seeds": 2,
+    "population": 2,
     "seed": 0,
     "split_seed": 0,
 }

@@ -9,12 +9,13 @@ fails it and enqueues it afresh; a finished trial was told and is never asked ag
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 import tempfile
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from experiments.architectures import Description, Params
 from experiments.cluster import WorkerDiedError, Workers
@@ -22,6 +23,7 @@ from experiments.config import SweepConfig
 from experiments.config_file import write_config
 from experiments.finals import Chosen, Final, Finals
 from experiments.interrupt import Stop
+from experiments.population_trial import PopulationTask, run_population, take_result
 from experiments.progress import Progress
 from experiments.results import (
     StudyResult,
@@ -51,6 +53,14 @@ MOST_CANDIDATES = 10
 """Members of a study's Pareto set that are registered."""
 
 
+class Outgoing(NamedTuple):
+    """A trial that is out at a worker."""
+
+    search: Search
+    ask: Ask
+    run: Run
+
+
 @dataclass(slots=True)
 class Driver:
     """One sweep under way: its studies, and the trials that are out at workers.
@@ -71,7 +81,10 @@ class Driver:
     sinks: list[MlflowSink]
     stop: Stop
     _searches: list[Search] = field(default_factory=list)
-    _out: dict[Any, tuple[Search, Ask, Run]] = field(default_factory=dict)
+    _out: dict[Any, list[Outgoing]] = field(default_factory=dict)
+    """By ticket: one, or a population."""
+    _held: dict[str, Ask] = field(default_factory=dict)
+    """Of a study: what was asked for and had another shape than the population of then."""
     _finals_out: dict[Any, tuple[Search, Final, Run]] = field(default_factory=dict)
     _deaths: dict[str, int] = field(default_factory=dict)
     _seen_alive: float = field(default_factory=time.monotonic)
@@ -112,7 +125,8 @@ class Driver:
                 self.progress.note(
                     f"{search.name}: resumed with {tally.n_finished} of {tally.target} trials done."
                 )
-                for run_key in [*search.recover(), *Finals(search).left_behind()]:
+                kept = functools.partial(self._take_kept, search)
+                for run_key in [*search.recover(kept), *Finals(search).left_behind()]:
                     self.runs.close_interrupted(run_key)
             self.progress.update(description.name, search.tally())
 
@@ -129,6 +143,7 @@ class Driver:
             # More tasks than workers would queue in Dask, and die there with a neighbour's worker.
             submitted = len(self._out) < n_alive and not late and self._submit_next()
             if not submitted and not self._out and (late or self._has_enough()):
+                self._let_go()
                 return False
             if not submitted:
                 ticket = self.cluster.next_done(timeout_s=0.2)
@@ -235,27 +250,62 @@ class Driver:
         self.drain.flush(FLUSH_SOON_S, give_up=self.stop.is_set)
 
     def _submit_next(self) -> bool:
-        """Submits one trial of the study that has had the fewest; False if none wants one."""
+        """Submits work of the study that has had the fewest trials; False if none wants any."""
         for search in sorted(self._searches, key=self._n_begun):
-            ask = search.ask()
-            if ask is None:
+            asks = self._ask(search)
+            if not asks:
                 continue
-            run = self.runs.create_trial(search, ask)
-            value = search.tally().value
-            task = TrialTask(
-                training=self._training(
-                    search, f"{ask.number:05d}", run, ask.params, ask.seed, f"{ask.origin:05d}"
-                ),
-                study=search.name,
-                study_url=self.settings.study_url,
-                trial_id=ask.trial_id,
-                pruner=search.pruner,
-                goals=search.goals,
-                to_beat=-math.inf if value is None else value,
-            )
-            self._out[self.cluster.submit(run_trial, task)] = (search, ask, run)
+            out = [Outgoing(search, ask, self.runs.create_trial(search, ask)) for ask in asks]
+            tasks = tuple(map(self._task, out))
+            if self.config.population is None:
+                ticket = self.cluster.submit(run_trial, *tasks)
+            else:
+                task = PopulationTask(tasks, self.config.population)
+                ticket = self.cluster.submit(run_population, task)
+            self._out[ticket] = out
             return True
         return False
+
+    def _ask(self, search: Search) -> list[Ask]:
+        """Returns the trial that is to be trained next; with populations several of one shape.
+
+        Where trials are pruned those are twice as many as fit in, which take the places that become
+        free. What is left is shared out among the workers.
+        """
+        first = self._held.pop(search.name, None) or search.ask()
+        if first is None or self.config.population is None:
+            return [] if first is None else [first]
+        most = self.config.population * (1 if self.config.resolved().pruner == "none" else 2)
+        left = self.config.trials - self._n_begun(search)
+        most = min(most, max(1, math.ceil(left / max(1, self.cluster.n_alive()))))
+        asks, shape = [first], search.shape_of(first.params)
+        while len(asks) < most and (ask := search.ask(shape)) is not None:
+            if search.shape_of(ask.params) != shape:
+                self._held[search.name] = ask
+                break
+            asks.append(ask)
+        return asks
+
+    def _let_go(self) -> None:
+        """Gives back trials that were asked for and did not come to be trained."""
+        for search in self._searches:
+            if (ask := self._held.pop(search.name, None)) is not None:
+                search.retry(ask.number, "interrupted", charge=False)
+
+    def _task(self, out: Outgoing) -> TrialTask:
+        search, ask, run = out
+        value = search.tally().value
+        return TrialTask(
+            training=self._training(
+                search, f"{ask.number:05d}", run, ask.params, ask.seed, f"{ask.origin:05d}"
+            ),
+            study=search.name,
+            study_url=self.settings.study_url,
+            trial_id=ask.trial_id,
+            pruner=search.pruner,
+            goals=search.goals,
+            to_beat=-math.inf if value is None else value,
+        )
 
     def _training(
         self, search: Search, name: str, run: Run, params: Params, seed: int, origin: str
@@ -319,29 +369,46 @@ class Driver:
         self.progress.note(f"{name}: {said}.")
 
     def _n_begun(self, search: Search) -> int:
-        under_way = sum(one is search for one, _, _ in self._out.values())
+        under_way = sum(one.search is search for out in self._out.values() for one in out)
         return search.tally().n_finished + under_way
 
     def _take(self, ticket: Any) -> None:
-        """Tells the study how a trial ended."""
-        search, ask, run = self._out[ticket]
-        name = f"{search.description.name}-{ask.number:03d}"
+        """Tells the study how its trials ended."""
+        died = "the program of its population failed"
         try:
-            result = self.cluster.result(ticket)
+            found = self.cluster.result(ticket)
         except WorkerDiedError as err:
             if self.stop.is_set():
                 return  # it was stopped with the sweep: `_abandon` sees to it
-            again = search.retry(ask.number, str(err), charge=search.was_begun(ask.number))
-            self.runs.close_dead(run.key, str(err))
-            self.progress.note(f"{name}: {err}; it is {'tried again' if again else 'given up'}.")
-        else:
-            search.tell(ask.number, result)
-            if result.state == "failed":
-                self.progress.note(f"{name} failed: {result.reason}.")
-            if result.saved:
-                self._forget_networks(search)
-        del self._out[ticket]
+            found, died = None, str(err)
+        out = self._out.pop(ticket)
+        results = found if isinstance(found, list) else [found] * len(out)
+        for one, result in zip(out, results, strict=True):
+            self._take_one(one, result, died)
+        search = out[0].search
+        if any(one is not None and one.saved for one in results):
+            self._forget_networks(search)
         self.progress.update(search.description.name, search.tally())
+
+    def _take_one(self, one: Outgoing, result: TrialResult | None, died: str) -> None:
+        search, ask, run = one
+        name = f"{search.description.name}-{ask.number:03d}"
+        kept = self._take_kept(search, ask.number)
+        result = result or kept
+        if result is None:
+            again = search.retry(ask.number, died, charge=search.was_begun(ask.number))
+            self.runs.close_dead(run.key, died)
+            self.progress.note(f"{name}: {died}; it is {'tried again' if again else 'given up'}.")
+            return
+        search.tell(ask.number, result)
+        if result.state == "failed":
+            self.progress.note(f"{name} failed: {result.reason}.")
+
+    def _take_kept(self, search: Search, number: int) -> TrialResult | None:
+        """Returns how a trial of a population ended although the rest of it did not."""
+        if self.config.population is None:
+            return None
+        return take_result(self._network(search, f"{number:05d}"))
 
     def _abandon(self) -> None:
         """Ends at once, so that the same command goes on later; nothing finished is lost."""
@@ -349,9 +416,13 @@ class Driver:
             # What was done already counts.
             (self._take if ticket in self._out else self._take_final)(ticket)
         self.cluster.kill()
-        for search, ask, run in self._out.values():
-            search.retry(ask.number, "interrupted", charge=False)
-            self.runs.close_interrupted(run.key)
+        self._let_go()
+        for one in [one for out in self._out.values() for one in out]:
+            if (kept := self._take_kept(one.search, one.ask.number)) is not None:
+                self._take_one(one, kept, "")
+                continue
+            one.search.retry(one.ask.number, "interrupted", charge=False)
+            self.runs.close_interrupted(one.run.key)
         for _, _, run in self._finals_out.values():
             self.runs.close_interrupted(run.key)
         self._out.clear()
@@ -451,7 +522,11 @@ class Driver:
 
     def _forget_networks(self, search: Search) -> None:
         """Removes the networks of trials that a better one has beaten."""
-        out = {self._network(one, f"{ask.number:05d}") for one, ask, _ in self._out.values()}
+        out = {
+            self._network(one.search, f"{one.ask.number:05d}")
+            for several in self._out.values()
+            for one in several
+        }
         best = {self._network(search, f"{one.number:05d}") for one in search.members()}
         for path in self._network(search, "any").parent.glob("[0-9]*.keras"):
             if path not in out | best:

@@ -1,9 +1,9 @@
 """Passes over rows: one epoch of training, a network's outputs, its metrics.
 
-On TensorFlow a pass is one compiled loop over rows that were laid in order beforehand. `Model.fit`
-feeds a small network's batches one by one through an input pipeline, which takes longer than the
-network (docs/benchmarks.md), and traces the training step twice where the optimizer and the metrics
-have no variables yet. Under another backend a pass is Keras' own.
+On TensorFlow, and on JAX (`jax_passes`), a pass is a compiled loop over rows. `Model.fit` feeds a
+small network's batches one by one through an input pipeline, which takes longer than the network
+(docs/benchmarks.md), and traces the training step twice where the optimizer and the metrics have no
+variables yet. Under another backend, and where it runs eagerly, a pass is Keras' own.
 """
 
 from __future__ import annotations
@@ -48,13 +48,20 @@ def open_passes(model: Any, rows: tuple[np.ndarray, ...]) -> Passes:
     """
     import keras
 
-    _make_variables(model, tuple(part[:1] for part in rows))
-    if keras.config.backend() == "tensorflow" and not model.run_eagerly:
-        return _CompiledPasses(model)
+    make_variables(model, tuple(part[:1] for part in rows))
+    if model.run_eagerly:
+        return _KerasPasses(model)
+    if keras.config.backend() == "tensorflow":
+        return _TensorFlowPasses(model)
+    if keras.config.backend() == "jax":
+        from experiments.jax_passes import JaxPasses
+
+        return JaxPasses(model, EVALUATION_BATCH)
     return _KerasPasses(model)
 
 
-def _make_variables(model: Any, row: tuple[np.ndarray, ...]) -> None:
+def make_variables(model: Any, row: tuple[np.ndarray, ...]) -> None:
+    """Makes the variables that a model's training needs, from one row."""
     x, y, weight = (*row, None, None)[:3]
     y_pred = model(x, training=False)
     model.compute_loss(x=x, y=y, y_pred=y_pred, sample_weight=weight, training=False)
@@ -64,7 +71,7 @@ def _make_variables(model: Any, row: tuple[np.ndarray, ...]) -> None:
         model.optimizer.build(model.trainable_variables)
 
 
-class _CompiledPasses:
+class _TensorFlowPasses:
     """One `tf.function` a kind of pass; batches are slices of tensors."""
 
     def __init__(self, model: Any) -> None:
@@ -135,7 +142,7 @@ def _chunks(
 
 
 class _KerasPasses:
-    """The same by `Model.fit` and its kin, for backends without a loop of ours."""
+    """The same by `Model.fit` and its kin: without a loop of ours."""
 
     def __init__(self, model: Any) -> None:
         self._model = model

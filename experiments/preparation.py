@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
+from importlib import util
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -121,6 +123,25 @@ def _rows_in_words(dataset: Dataset) -> str:
     if spec.ragged:
         return f"sequences of up to {spec.shape[0]} steps x {spec.shape[1] - 1}"
     return f"{spec.kind}s of " + " x ".join(str(size) for size in spec.shape)
+
+
+def check_population(config: SweepConfig) -> None:
+    """Refuses a population where Keras does not run on JAX.
+
+    Raises:
+        UsageError: says what to type.
+    """
+    if config.population is None:
+        return
+    if util.find_spec("jax") is None:
+        raise UsageError(
+            "--population needs JAX, which is not installed. Type: "
+            "python -m pip install 'podium-mlops[jax]'"
+        )
+    if os.environ.get("KERAS_BACKEND") != "jax":
+        raise UsageError(
+            "--population runs on JAX only. Put KERAS_BACKEND=jax before the same command."
+        )
 
 
 def describe_all(

@@ -77,6 +77,8 @@ class SweepRuns:
             "mlops.seed": str(ask.seed),
             "mlops.epochs": str(self.config.epochs),
         }
+        if self.config.population is not None:
+            tags["mlops.population"] = str(self.config.population)
         return self._create_child(search, f"{ask.number:03d}", key, ask.params, tags)
 
     def create_final(self, search: Search, final: Final) -> Run:
@@ -204,7 +206,7 @@ def _user() -> str:
 def _versions() -> dict[str, str]:
     """The versions that decide a trial's weights."""
     found = {"python": platform.python_version()}
-    for name in ("podium-mlops", "keras", "tensorflow", "numpy", "optuna"):
+    for name in ("podium-mlops", "keras", "tensorflow", "jax", "numpy", "optuna"):
         with contextlib.suppress(metadata.PackageNotFoundError):
             found[name] = metadata.version(name)
     return {"mlops.versions": json.dumps(found)}

@@ -12,7 +12,7 @@ from importlib import metadata
 from importlib.machinery import PathFinder
 from pathlib import Path
 
-VERSIONS = ("tensorflow", "keras", "numpy", "optuna", "mlflow", "distributed")
+VERSIONS = ("tensorflow", "jax", "keras", "numpy", "optuna", "mlflow", "distributed")
 SOURCES = ("mlops", "experiments")
 """Podium's packages that a trial runs."""
 

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import warnings
+from collections.abc import Mapping
+from typing import Any
+
 import optuna
 
 from experiments.config import SweepConfig
 
 
-def build_sampler(config: SweepConfig, seed: int) -> optuna.samplers.BaseSampler:
+def build_sampler(
+    config: SweepConfig, seed: int, fixed: Mapping[str, Any] | None = None
+) -> optuna.samplers.BaseSampler:
     """Returns the sampler of a resolved config.
 
     The grid is no sampler of Optuna's here: its cells are enqueued one by one (`Search.ask`), and a
@@ -16,7 +22,12 @@ def build_sampler(config: SweepConfig, seed: int) -> optuna.samplers.BaseSampler
     Args:
         config: Of which `sampler` is looked at.
         seed: 0 to 2**32 - 1.
+        fixed: Params that are not proposed but given.
     """
+    if fixed:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+            return optuna.samplers.PartialFixedSampler(dict(fixed), build_sampler(config, seed))
     if config.sampler == "cmaes":
         # Hansen & Ostermeier 2001. Categorical params are drawn at random beside it.
         return optuna.samplers.CmaEsSampler(seed=seed, warn_independent_sampling=False)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -105,18 +106,35 @@ class Search:
     def pruner(self) -> optuna.pruners.BasePruner:
         return build_pruner(self._resolved)
 
-    def recover(self) -> list[str]:
+    def recover(self, kept: Callable[[int], TrialResult | None] = lambda _: None) -> list[str]:
         """Fails the trials that a dead driver left running, and enqueues them afresh.
+
+        Args:
+            kept: Takes a trial's number; returns how it ended, if it did and nobody was told.
 
         Returns their run keys; a trial whose driver died before its run was begun has none.
         """
-        left = self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
+        left = []
+        for trial in self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
+            if (result := kept(trial.number)) is not None:
+                self.tell(trial.number, result)
+            else:
+                left.append(trial)
         for trial in left:
             self.retry(trial.number, "the driver died", charge=False)
         return [t.user_attrs["run_key"] for t in left if "run_key" in t.user_attrs]
 
-    def ask(self) -> Ask | None:
-        """Proposes the next trial, or None when enough are finished or under way."""
+    def shape_of(self, params: Params) -> Params:
+        """Returns those params that decide the shape of a network, and of its training."""
+        variable = self.description.variable_params
+        return {name: value for name, value in params.items() if name not in variable}
+
+    def ask(self, shape: Params | None = None) -> Ask | None:
+        """Proposes the next trial, or None when enough are finished or under way.
+
+        Args:
+            shape: Params that it shall have; one that waits to be tried may have others.
+        """
         if self.has_enough:
             return None
         standing = self._standing
@@ -127,6 +145,7 @@ class Search:
         self.study.sampler = build_sampler(
             self._resolved,
             new_seed(self.config.seed, self.description.name, "sampler", standing.n_trials),
+            shape,
         )
         trial = self.study.ask(self._space)
         attrs = trial.user_attrs

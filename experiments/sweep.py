@@ -22,6 +22,7 @@ import tyro
 from experiments.config import SweepConfig
 from experiments.preparation import (
     check_cluster,
+    check_population,
     check_study,
     check_warm_start,
     describe_all,
@@ -77,6 +78,7 @@ def run_sweep(
     config.check()
     settings = settings or Settings.from_env()
     check_cluster(config, settings)
+    check_population(config)
     dataset = load_data(config)
     store = open_dataset_store(settings)
     store.reach()
@@ -326,6 +328,7 @@ def _rehearse(config: SweepConfig, settings: Settings) -> str:
 
     config.check()
     check_cluster(config, settings)
+    check_population(config)
     dataset = load_data(config)
     open_dataset_store(settings).reach()
     lines = [introduce(config, dataset), *dataset.notes]

@@ -17,7 +17,7 @@ import numpy as np
 
 from experiments.architectures import Architecture, Params
 from experiments.checkpoint import Checkpoint, Progress
-from experiments.passes import Passes, open_passes
+from experiments.passes import open_passes
 from mlops.data import Dataset
 from mlops.evaluation import classifier_metrics
 
@@ -75,7 +75,7 @@ def train(
     import keras
 
     keras.backend.clear_session()
-    _seed_keras(seed)
+    seed_keras(seed)
     n_classes = len(dataset.class_names)
     model = architecture.build(params, dataset.input, n_classes)
     x, y = dataset.part("train")
@@ -86,15 +86,15 @@ def train(
         x, y = np.concatenate([x, x_val]), np.concatenate([y, y_val])
     else:
         objective = objective or ("val_accuracy" if labelled else "val_elbo")
-    rows = (x, y, _row_weights(params, y, n_classes)) if labelled else (x,)
+    rows = (x, y, row_weights(params, y, n_classes)) if labelled else (x,)
     passes = open_passes(model, rows)
 
     def validate() -> dict[str, float]:
         if refit:
             return {}
         if labelled:
-            return _validate_classifier(model, passes, x_val, y_val, n_classes)
-        return _named("val", passes.evaluate(x_val))
+            return score_classifier(model, passes.forward(x_val), y_val, n_classes)
+        return named("val", passes.evaluate(x_val))
 
     progress = (checkpoint and checkpoint.load(model)) or Progress()
     n_before = len(progress.history)
@@ -106,11 +106,11 @@ def train(
         began = time.perf_counter()
         # The order of an epoch depends on nothing but the seed and the epoch.
         order = np.random.default_rng([seed, epoch]).permutation(len(x))
-        metrics = _named("train", passes.train(rows, order, params.get("batch_size", 32)))
+        metrics = named("train", passes.train(rows, order, params.get("batch_size", 32)))
         metrics |= validate()
         metrics["learning_rate"] = float(np.asarray(model.optimizer.learning_rate))
         metrics["epoch_s"] = time.perf_counter() - began
-        finite = _note(progress, epoch, metrics, objective, model)
+        finite = note_epoch(progress, epoch, metrics, objective, model.get_weights)
         stopped = on_epoch is not None and on_epoch(epoch, metrics)
         if stopped or not finite:
             break
@@ -129,8 +129,12 @@ def train(
     )
 
 
-def _note(
-    progress: Progress, epoch: int, metrics: dict[str, float], objective: str | None, model: Any
+def note_epoch(
+    progress: Progress,
+    epoch: int,
+    metrics: dict[str, float],
+    objective: str | None,
+    get_weights: Callable[[], list[np.ndarray]],
 ) -> bool:
     """Notes an epoch, and the weights if it is the best so far; False if it is not finite."""
     progress.history.append(metrics)
@@ -139,15 +143,15 @@ def _note(
         return False
     if objective is not None and (progress.best_value is None or value > progress.best_value):
         progress.best_value, progress.best_epoch = value, epoch
-        progress.best_weights = model.get_weights()
+        progress.best_weights = get_weights()
     return True
 
 
-def _named(part: str, metrics: dict[str, float]) -> dict[str, float]:
+def named(part: str, metrics: dict[str, float]) -> dict[str, float]:
     return {f"{part}_{name}": metrics[name] for name in METRICS if name in metrics}
 
 
-def _row_weights(params: Params, y: np.ndarray, n_classes: int) -> np.ndarray:
+def row_weights(params: Params, y: np.ndarray, n_classes: int) -> np.ndarray:
     """Returns each row's weight in the loss: 1, or n / (n_classes * rows of its class).
 
     So each class counts as much as any other (King & Zeng 2001, section 3.2).
@@ -159,11 +163,10 @@ def _row_weights(params: Params, y: np.ndarray, n_classes: int) -> np.ndarray:
     return weights
 
 
-def _validate_classifier(
-    model: Any, passes: Passes, x: np.ndarray, y: np.ndarray, n_classes: int
+def score_classifier(
+    model: Any, logits: np.ndarray, y: np.ndarray, n_classes: int
 ) -> dict[str, float]:
-    """Scores the model on rows, after an epoch: its loss, and all metrics, from one pass."""
-    logits = passes.forward(x)
+    """Scores logits `(n, n_classes)` of labelled rows: the model's loss, and all metrics."""
     loss = float(model.compute_loss(y=y, y_pred=logits, training=False))
     # A row of NaN names no class; argmax would say it is the first.
     named = np.where(np.isfinite(logits).all(axis=1), logits.argmax(axis=1), -1)
@@ -171,7 +174,7 @@ def _validate_classifier(
     return {"val_loss": loss, **{f"val_{name}": value for name, value in metrics.items()}}
 
 
-def _seed_keras(seed: int) -> None:
+def seed_keras(seed: int) -> None:
     """Seeds everything that Keras draws from, out of the reach of other threads.
 
     Keras takes the seeds of its layers from Python's global generator. The threads of a Dask worker

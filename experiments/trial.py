@@ -21,7 +21,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal
 
-from experiments.architectures import Params, open_architecture
+from experiments.architectures import Architecture, Params, open_architecture
 from experiments.checkpoint import Checkpoint
 from experiments.goals import Goals
 from experiments.objectives import measure_costs
@@ -140,9 +140,7 @@ Fit = Callable[[Training, OnEpoch, bool], Fitted]
 def fit_network(training: Training, on_epoch: OnEpoch, refit: bool) -> Fitted:
     """The `Fit` of every sweep: the architecture's network, by Keras."""
     architecture = open_architecture(training.architecture)
-    dataset = _open_dataset(
-        training.datasets_url, training.datasets_folder, training.dataset_fingerprint
-    )
+    dataset = open_dataset(training)
     trained = train(
         architecture,
         training.params,
@@ -154,6 +152,11 @@ def fit_network(training: Training, on_epoch: OnEpoch, refit: bool) -> Fitted:
         on_epoch=on_epoch,
         checkpoint=Checkpoint(training.checkpoint, _key(training, refit), CHECKPOINT_EVERY_S),
     )
+    return as_fitted(architecture, dataset, trained)
+
+
+def as_fitted(architecture: Architecture, dataset: Dataset, trained: Trained) -> Fitted:
+    """Returns a trained network with what saves and measures it."""
 
     @functools.cache
     def package() -> Any:
@@ -324,6 +327,13 @@ def _open_storage(url: str) -> Any:
     return optuna.storages.get_storage(open_storage(url))
 
 
+def open_dataset(training: Training) -> Dataset:
+    """Returns the dataset of a training; the last one is kept for the next."""
+    return _open_dataset(
+        training.datasets_url, training.datasets_folder, training.dataset_fingerprint
+    )
+
+
 @functools.lru_cache(maxsize=1)
 def _open_dataset(url: str, copies: Path, fingerprint: str) -> Dataset:
     return open_datasets(url, copies).get(fingerprint)
@@ -332,6 +342,7 @@ def _open_dataset(url: str, copies: Path, fingerprint: str) -> Dataset:
 def set_up_process(threads: int) -> None:
     """Imports Keras with `threads` threads. The first act in a process: later it has no effect."""
     quiet()
+    os.environ["NPROC"] = str(threads)  # how many XLA computes with on a CPU, for JAX
     import keras
 
     if keras.config.backend() == "tensorflow":

@@ -58,11 +58,16 @@ class Architecture(ABC):
         name: Short name; appears in the names of runs and studies.
         kinds: The kinds of data it takes.
         task: What its models answer: class probabilities, or an anomaly score.
+        variable_params: Params that change nothing of a network but values in its variables, or
+            the rate of a `keras.layers.Dropout`: a learning rate that is given to the optimizer as
+            a number. Trials that differ in no others may be trained in one program
+            (`--population`).
     """
 
     name: ClassVar[str]
     kinds: ClassVar[tuple[Kind, ...]]
     task: ClassVar[Task] = "classifier"
+    variable_params: ClassVar[tuple[str, ...]] = ()
 
     @abstractmethod
     def space(self, data: InputSpec) -> dict[str, BaseDistribution]:
@@ -105,6 +110,7 @@ class Description:
         left_out: Why it does not take this data; None where it does.
         space: Each param's distribution as Optuna's JSON.
         baseline: The first trial's params.
+        variable_params: As of the architecture.
     """
 
     path: str
@@ -115,6 +121,7 @@ class Description:
     space: dict[str, str]
     baseline: Params
     likelihood: str | None
+    variable_params: tuple[str, ...] = ()
 
     def distributions(self) -> dict[str, BaseDistribution]:
         """Returns the search space as Optuna has it."""
@@ -192,6 +199,7 @@ def describe(path: str, data: InputSpec, class_counts: tuple[int, ...], metric: 
         space={name: distribution_to_json(one) for name, one in space.items()},
         baseline=baseline,
         likelihood=None if left_out else architecture.likelihood(data),
+        variable_params=architecture.variable_params,
     )
 
 

@@ -45,6 +45,7 @@ class CNN(Architecture):
 
     name = "cnn"
     kinds = ("image",)
+    variable_params = ("dropout", "learning_rate")
 
     def space(self, data: InputSpec) -> dict[str, BaseDistribution]:
         return {

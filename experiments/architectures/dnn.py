@@ -24,6 +24,7 @@ class DNN(Architecture):
 
     name = "dnn"
     kinds = ("table", "sequence", "image")
+    variable_params = ("dropout", "learning_rate")
 
     def space(self, data: InputSpec) -> dict[str, BaseDistribution]:
         return {

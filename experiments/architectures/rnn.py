@@ -27,6 +27,7 @@ class RNN(Architecture):
 
     name = "rnn"
     kinds = ("sequence", "image")
+    variable_params = ("dropout", "learning_rate")
 
     def space(self, data: InputSpec) -> dict[str, BaseDistribution]:
         return {

@@ -43,6 +43,7 @@ class VAE(Architecture):
     kinds = ("table", "sequence", "image")
     task = "vae"
     objective = "val_elbo"
+    variable_params = ("beta", "learning_rate")
 
     def space(self, data: InputSpec) -> dict[str, BaseDistribution]:
         return {
@@ -105,7 +106,8 @@ class VariationalAutoencoder(keras.Model):
         super().__init__()
         self.encoder = encoder
         self.decoder = decoder
-        self.beta = beta
+        # A variable: in a population each member has its own.
+        self.beta = keras.Variable(beta, dtype="float32", trainable=False, name="beta")
         self._log_likelihood = _bernoulli if likelihood == "bernoulli" else _gaussian
         self._noise = keras.random.SeedGenerator()  # seeded from keras.utils.set_random_seed
         self._elbo = keras.metrics.Mean(name="elbo")
