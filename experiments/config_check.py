@@ -15,6 +15,7 @@ from experiments.config import SweepConfig
 from experiments.entries import parse_fix, show, static_errors, table_name
 from experiments.objectives import are_several, parse_objectives, parse_requirements
 from mlops.errors import UsageError, choose
+from mlops.tracking import RELEASES
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.\- ]*")
 _CLUSTER = re.compile(r"(tcp|tls|ws|wss|ucx)://\S+:\d+|.+\.json")
@@ -55,6 +56,8 @@ def find_wrong(config: SweepConfig, spell: Callable[[str], str] = as_flag) -> li
                 f"{spell(name)} may hold letters, digits, '.', '_', '-' and spaces and begins "
                 f"with a letter or digit, got {value!r}"
             )
+    if (sound.get("experiment") or "").endswith(RELEASES):
+        wrong.append(f"{spell('experiment')} may not end in {RELEASES}: there promotions write")
     cluster = sound.get("cluster")
     if cluster is not None and not _CLUSTER.fullmatch(cluster):
         wrong.append(

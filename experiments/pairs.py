@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from experiments.storage import has_storage
-from experiments.studies import home_of, is_locked
+from experiments.studies import home_of, is_locked, is_sweep
 from mlops.program import command_line
 from mlops.settings import Settings
 from mlops.stores.database_check import open_to_read
@@ -175,7 +175,7 @@ class Pairs:
             return run.sweep in self._mine
         # The folder stays when a study is deleted, or its database lost.
         folder = self.settings.home / "sweeps" / str(run.sweep)
-        return self.settings.embedded or folder.is_dir()
+        return self.settings.embedded or (is_sweep(str(run.sweep)) and folder.is_dir())
 
     def _is_under_way(self, run: TrackedRun) -> bool:
         """Tells whether a driver held the run's sweep when all this began, or does now."""

@@ -12,6 +12,7 @@ from experiments.built_in import architecture_path
 from experiments.config import SweepConfig
 from mlops.errors import UsageError, choose
 from mlops.settings import Settings
+from mlops.tracking import RELEASES
 
 if TYPE_CHECKING:
     from experiments.architectures import Description
@@ -21,9 +22,15 @@ if TYPE_CHECKING:
 
 
 def load_data(config: SweepConfig) -> Dataset:
+    """Loads what a sweep searches on.
+
+    Raises:
+        DataError: it cannot be read.
+        UsageError: its name cannot be an experiment's, and the config names no other.
+    """
     from mlops.data import load_dataset
 
-    return load_dataset(
+    dataset = load_dataset(
         config.dataset,
         kind=config.kind,
         label=config.label,
@@ -33,6 +40,12 @@ def load_data(config: SweepConfig) -> Dataset:
         data_dir=config.data_dir,
         split_seed=config.split_seed,
     )
+    if config.experiment is None and dataset.name.endswith(RELEASES):
+        raise UsageError(
+            f"the dataset's name {dataset.name!r} ends in {RELEASES}, as experiments do that "
+            "promotions write. Name another by --experiment."
+        )
+    return dataset
 
 
 def check_cluster(config: SweepConfig, settings: Settings) -> None:

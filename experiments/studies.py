@@ -61,6 +61,27 @@ def find_studies(storage: optuna.storages.RDBStorage) -> list[StudyRecord]:
     return found
 
 
+def sweep_folder(home: Path, sweep: str) -> Path:
+    """Returns the folder of a sweep, there or not.
+
+    Raises:
+        MlopsError: the name leads out of the home, or a link stands in its place. Studies and runs
+            say the names of sweeps, and others than this home's owner may write those.
+    """
+    folder = home / "sweeps" / sweep
+    if not is_sweep(sweep) or folder.resolve() != home.resolve() / "sweeps" / sweep:
+        raise MlopsError(
+            f"there can be no sweep {sweep!r} in {str(home)!r}: its folder would lie outside. "
+            "Find out who made a study or a run of that name; nothing was done."
+        )
+    return folder
+
+
+def is_sweep(name: str) -> bool:
+    """Tells whether a name can be a sweep's: one that a folder can have, in its place."""
+    return name not in ("", ".", "..") and not {"/", "\\", "\0"} & {*name}
+
+
 def home_of(settings: Settings) -> str:
     """Returns host and folder: what tells one home from another that shares its study database."""
     return f"{socket.gethostname()}:{settings.home}"
@@ -73,7 +94,7 @@ def lock_sweep(home: Path, sweep: str) -> Iterator[None]:
     Raises:
         MlopsError: another driver holds it.
     """
-    folder = home / "sweeps" / sweep
+    folder = sweep_folder(home, sweep)
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / LOCK).open("w") as lock:
         try:
@@ -88,6 +109,8 @@ def lock_sweep(home: Path, sweep: str) -> Iterator[None]:
 
 def is_locked(home: Path, sweep: str) -> bool:
     """Tells whether a driver holds the sweep now; creates nothing, and two may ask at once."""
+    if not is_sweep(sweep):
+        return False
     try:
         with (home / "sweeps" / sweep / LOCK).open("r") as lock:
             fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)

@@ -457,4 +457,6 @@ def _first_params(
 def reopen_search(storage: optuna.storages.RDBStorage, name: str, config: SweepConfig) -> Search:
     """Opens a study to read from it, with the description it was made with."""
     study = optuna.load_study(study_name=name, storage=storage)
-    return Search(study, Description(**study.user_attrs["description"]), config, resumed=True)
+    description = dict(study.user_attrs["description"])
+    description["variable_params"] = tuple(description.get("variable_params", ()))
+    return Search(study, Description(**description), config, resumed=True)

@@ -12,7 +12,7 @@ import shutil
 from collections.abc import Iterable
 
 from experiments.config_file import load_config, read_options
-from experiments.studies import CONFIG, home_of, is_locked, lock_sweep
+from experiments.studies import CONFIG, home_of, is_locked, is_sweep, lock_sweep, sweep_folder
 from experiments.study_rows import SETTING, StudyRow, all_tables, read_studies, remove_studies
 from mlops.errors import MlopsError
 from mlops.program import command_line
@@ -37,7 +37,7 @@ def find_studies_of(settings: Settings, dataset: str) -> list[Item]:
         for one in studies
     ]
     for sweep in sorted(sweeps):
-        folder = settings.home / "sweeps" / sweep
+        folder = sweep_folder(settings.home, sweep)
         if folder.is_dir():
             found.append(
                 Item("sweep folder", sweep, f"sweeps/{sweep}", None, size_of(folder), busy[sweep])
@@ -64,7 +64,7 @@ def erase_studies(settings: Settings, dataset: str) -> None:
         if studies:
             remove_studies(settings.study_url, [one.study_id for one in studies])
         for sweep in sweeps:
-            shutil.rmtree(settings.home / "sweeps" / sweep)
+            shutil.rmtree(sweep_folder(settings.home, sweep))
     compact(settings.study_url, all_tables(), SETTING)
 
 
@@ -85,7 +85,8 @@ def _find(settings: Settings, dataset: str) -> tuple[list[StudyRow], set[str]]:
             or _is_by_config(settings, one, dataset)
         )
     ]
-    return studies, sweeps | {one.sweep for one in studies if one.sweep is not None}
+    sweeps |= {one.sweep for one in studies if one.sweep is not None}
+    return studies, {one for one in sweeps if is_sweep(one)}  # no folder has another name
 
 
 def _is_begun_for(study: StudyRow, sweeps: Iterable[str]) -> bool:
@@ -94,8 +95,10 @@ def _is_begun_for(study: StudyRow, sweeps: Iterable[str]) -> bool:
 
 
 def _is_by_config(settings: Settings, study: StudyRow, dataset: str) -> bool:
-    path = settings.home / "sweeps" / str(study.sweep) / CONFIG
-    if study.sweep is None or DATASET in study.attrs or not path.is_file():
+    if study.sweep is None or DATASET in study.attrs or not is_sweep(study.sweep):
+        return False
+    path = sweep_folder(settings.home, study.sweep) / CONFIG
+    if not path.is_file():
         return False
     try:
         config = read_options(load_config(path), str(path))

@@ -21,7 +21,7 @@ import optuna
 
 from experiments.goals import Goals, goals_of_study
 from experiments.storage import open_storage, to_utc
-from experiments.studies import home_of, is_locked, lock_sweep
+from experiments.studies import home_of, is_locked, is_sweep, lock_sweep, sweep_folder
 from experiments.study_rows import StudyRow, read_studies, remove_studies, remove_trials
 from mlops.errors import MlopsError
 from mlops.journal import find_journals
@@ -158,10 +158,13 @@ def clean_studies(
 
 
 def _group(rows: Sequence[StudyRow]) -> dict[str, list[StudyRow]]:
-    """Returns the studies of each sweep; one that its maker did not complete is of none."""
+    """Returns the studies of each sweep.
+
+    One that its maker did not complete is of none, nor is one whose sweep no folder can be of.
+    """
     found: dict[str, list[StudyRow]] = {}
     for row in rows:
-        if row.sweep is not None:
+        if row.sweep is not None and is_sweep(row.sweep):
             found.setdefault(row.sweep, []).append(row)
     return found
 
@@ -234,7 +237,7 @@ class _Cleaning:
     def _clean_folder(self, sweep: str, rows: Sequence[StudyRow], *, dry: bool) -> list[Item]:
         """Takes out the files of a sweep that ended before; what is served is not among them."""
         home, found = self.settings.home, list[Item]()
-        folder = home / "sweeps" / sweep
+        folder = sweep_folder(home, sweep)
         ends = [
             to_utc(one.datetime_complete)
             for row in rows

@@ -25,6 +25,7 @@ from mlops.journal import (
     check_header,
     describe_torn_tail,
     find_journals,
+    find_spooled,
     find_writer,
     is_closed,
     make_folder,
@@ -235,8 +236,9 @@ class Delivery:
         for record in done:
             self.n_delivered += record.kind not in ("open", "close")
             if "spooled" in record.fields:
-                place = (self.folder / record.fields["spooled"]).parent
-                shutil.rmtree(place, ignore_errors=True)
+                copy = find_spooled(self.folder, record.fields["spooled"])
+                if copy is not None:
+                    shutil.rmtree(copy.parent, ignore_errors=True)
         if done[-1].kind == "close":
             self._finish(path)
 

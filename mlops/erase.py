@@ -177,8 +177,10 @@ def resolve(settings: Settings, text: str) -> str:
     known |= {*open_dataset_store(settings).list(), *_get_witness(stores).pending()}
     found = sorted(one for one in known if one.startswith(text))
     if len(found) != 1:
-        several = f"several: {', '.join(found[:N_SHOWN])}" if found else "none that is known here"
-        raise UsageError(f"--dataset must begin one fingerprint; {text!r} begins {several}.")
+        erased = command_line("python", "-m", "registry.history", text)
+        none = f"none that is known here. Whether one was erased, this tells: {erased}"
+        several = f"several: {', '.join(found[:N_SHOWN])}" if found else none
+        raise UsageError(f"--dataset must begin one fingerprint; {text!r} begins {several}")
     return found[0]
 
 

@@ -370,6 +370,24 @@ def read_before_damage(path: Path, offset: int) -> Iterator[Record]:
         yield record
 
 
+def find_spooled(folder: Path, spooled: object) -> Path | None:
+    """Returns the copy that a record names, there or not; None if it names no place of copies.
+
+    Who delivers a journal may read more than who wrote it: a copy lies beside the journals and
+    holds no link, and nothing else is sent to a server or removed.
+
+    Args:
+        folder: Of the journals.
+        spooled: As `Journal.spool` gave it.
+    """
+    parts = str(spooled).split("/")
+    is_copy = len(parts) == 3 and parts[0].endswith(".files") and not {"", ".", ".."} & {*parts}
+    place = folder.joinpath(*parts) if is_copy else folder
+    if place == folder or place.resolve() != folder.resolve().joinpath(*parts):
+        return None
+    return None if any(path.is_symlink() for path in place.rglob("*")) else place
+
+
 def find_journals(folder: Path) -> list[Path]:
     """Returns a folder's journals, oldest first: the driver's creates the runs of the others."""
     return sorted(folder.glob("*.journal"))

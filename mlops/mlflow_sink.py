@@ -28,7 +28,7 @@ from typing import Any
 from mlops.creations import Creations
 from mlops.drain import Part, ServerFaultError
 from mlops.errors import first_line
-from mlops.journal import Record
+from mlops.journal import Record, find_spooled
 from mlops.machine_lock import machine_lock
 from mlops.mlflow_store import (
     REFUSALS,
@@ -38,7 +38,7 @@ from mlops.mlflow_store import (
 )
 from mlops.run_batches import Batch, Batches, merge
 from mlops.run_lookup import Recent, RunLookup
-from mlops.tracking import MODEL_PATH, RUN_KEY
+from mlops.tracking import CANDIDATES, MODEL_PATH, RELEASES, RUN_KEY
 
 FIRST_INPUT_WAIT_S = 30.0
 N_REFUSED = 100
@@ -183,7 +183,9 @@ class MlflowSink:
             return
         run_id = self._get_run_id(record.run)
         if record.kind in ("artifact", "candidate"):
-            source = folder / record.fields["spooled"]
+            source = find_spooled(folder, record.fields["spooled"])
+            if source is None:
+                raise _RefusedError("what it names is no copy that was made beside the journal")
             self._upload(run_id, source, record.fields["folder"], part.doubtful)
         if record.kind == "candidate":
             self._register(record, run_id)
@@ -207,6 +209,8 @@ class MlflowSink:
 
     def _create(self, part: Part, place: int) -> None:
         record = part.records[place]
+        if record.fields["experiment"].endswith(RELEASES):
+            raise _RefusedError(f"experiments named ...{RELEASES} hold what promotions make")
         experiment_id = self._experiment(record.fields["experiment"])
         found = self._find_created(part, place, experiment_id) if part.doubtful else []
         if found:
@@ -396,6 +400,8 @@ class MlflowSink:
 
     def _register(self, record: Record, run_id: str) -> None:
         name = record.fields["name"]
+        if not name.endswith(CANDIDATES):
+            raise _RefusedError(f"a model of candidates is named ...{CANDIDATES}")
         found = [
             int(version.version)
             for version in self.client.search_model_versions(f"run_id = '{run_id}'")

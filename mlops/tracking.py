@@ -18,6 +18,10 @@ from mlops.journal import Journal
 RUN_KEY = "mlops.run_key"
 """The tag by which a run is found in MLflow."""
 
+CANDIDATES = "-candidates"
+"""How the names of models end that sweeps make."""
+RELEASES = "-releases"
+"""How the names of experiments end that promotions make."""
 MODEL_PATH = "model"
 """Where a run has its packaged model, among its artifacts."""
 
@@ -107,7 +111,7 @@ class Run:
             self.key,
             spooled=self._journal.spool(model),
             folder=MODEL_PATH,
-            name=f"{name}-candidates",
+            name=f"{name}{CANDIDATES}",
             tags=dict(tags),
         )
 

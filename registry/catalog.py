@@ -174,6 +174,8 @@ class Catalog:
         with _translated():
             models = self._client.search_registered_models(max_results=1000)
         names = sorted(one.name for one in models if not one.name.endswith("-candidates"))
+        if name in names:
+            return UsageError(f"{name} has no version; promote another, or roll back.")
         if not names:
             return UsageError(
                 f"there is no model {name!r}; nothing was promoted yet. "
@@ -310,26 +312,27 @@ class Catalog:
         """Tells whether anything is left of a release's bytes."""
         return bool(self._list(release, RELEASE_PATH))
 
-    def _list(self, release: Release, path: str) -> list[Any]:
-        """What lies in a folder of a release's run; [] where there is no such run."""
+    def _list(self, version: Candidate | Release, path: str) -> list[Any]:
+        """What lies in a folder of a version's run; [] where there is no such run."""
         from mlflow.exceptions import MlflowException
 
         with _translated():
             try:
-                return list(self._client.list_artifacts(release.run_id, path))
+                return list(self._client.list_artifacts(version.run_id, path))
             except MlflowException as err:
                 if err.error_code == "RESOURCE_DOES_NOT_EXIST":
                     return []
                 raise
 
-    def find_size(self, release: Release, most_files: int) -> tuple[int, int]:
-        """Returns how many bytes a release has by its listing, and how many files and folders.
+    def find_size(self, version: Candidate | Release, most_files: int) -> tuple[int, int]:
+        """Returns how many bytes a version has by its listing, and how many files and folders.
 
         Counts no further than `most_files` allows: a release has about twenty.
         """
-        size, count, folders = 0, 0, [RELEASE_PATH]
+        path = MODEL_PATH if isinstance(version, Candidate) else RELEASE_PATH
+        size, count, folders = 0, 0, [path]
         while folders and count <= most_files:
-            for item in self._list(release, folders.pop()):
+            for item in self._list(version, folders.pop()):
                 count += 1
                 size += item.file_size or 0
                 if item.is_dir:
@@ -512,5 +515,8 @@ def _in_words(code: str, said: str) -> str:
             "MLFLOW_TRACKING_PASSWORD."
         )
     if code == "PERMISSION_DENIED" or "error code 403" in said:
-        return f"the tracking server does not allow this login to do that: {said}"
+        return (
+            "the tracking server does not allow this login to do that, or what it asks for is not "
+            f"there yet: {said}"
+        )
     return f"the model registry did not do it: {said}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -20,6 +21,7 @@ from registry.publishing import Draft, publish
 from registry.releases import Verified, fetch_release, hash_files
 from registry.replayed import Replay, find_fault
 from registry.signing import UnverifiedError
+from registry.sizes import MOST_FILES, judge_size
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,6 +113,9 @@ class Deciding:
             return self._unchanged(holder, None, reason), None
         notes: list[str] = []
         source = catalog.read_source(candidate)
+        too_large = self._judge_size(candidate)
+        if too_large is not None:
+            return self._reject(candidate, holder, refuse_structure(too_large), notes), None
         folder = catalog.download(candidate, _new_folder(self.private / "candidate"))
         if holder is not None and self._holds(holder, candidate, folder):
             # Also what a crash between the alias and the note left behind.
@@ -121,6 +126,22 @@ class Deciding:
             )
             return replace(self._unchanged(holder, candidate, reason), notes=tuple(notes)), None
         return self._measure(candidate, source, folder, holder, notes)
+
+    def _judge_size(self, candidate: Candidate) -> str | None:
+        """Returns why a candidate is too large for anybody; None where it is not.
+
+        Raises:
+            MlopsError: it is too large for the disk here.
+        """
+        size, files = self.registry.catalog.find_size(candidate, MOST_FILES)
+        reason = judge_size(size, files)
+        free = shutil.disk_usage(self.private).free
+        if reason is None and (reason := judge_size(size, files, free)) is not None:
+            raise MlopsError(
+                f"candidate {candidate.version} of {self.name} is not downloaded: {reason}. Free "
+                "some space, or let TMPDIR name another disk."
+            )
+        return reason
 
     def _holds(self, holder: Release, candidate: Candidate, folder: Path) -> bool:
         """Tells whether an alias is the candidate's by all that knows: MLflow, ledger, bytes."""
@@ -164,7 +185,8 @@ class Deciding:
             if champion is not None:
                 rival, fault = self._fetch(champion, "champion")
             before = hash_files(folder)
-            found = measure(folder, spec, rival, candidate.metric, registry)
+            scratch = _new_folder(self.private / "datasets")
+            found = measure(folder, spec, rival, candidate.metric, registry, scratch)
             if hash_files(folder) != before:
                 refuse_model(str(candidate.reference), "was changed while it was asked")
         except StructureError as err:

@@ -6,9 +6,10 @@ what it says with what MLflow holds.
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -231,6 +232,7 @@ def _main(options: Options) -> int:
         raise UsageError(f"--at is yet to come; expected a time gone by, got {options.at!r}.")
     settings = Settings.from_env()
     with open_ledger(settings.ledger_url, make=False) as ledger:
+        options = replace(options, name=_in_full(ledger, options.name))
         if options.check:
             return _check(ledger, settings, options)
         events = _get_events(ledger, options.name)
@@ -241,6 +243,15 @@ def _main(options: Options) -> int:
     else:
         answer(as_table(events))
     return 0
+
+
+def _in_full(ledger: Ledger, name: str) -> str:
+    """Returns the fingerprint that its first digits name, as in mlops.erase; else the name."""
+    if re.fullmatch(r"[0-9a-f]{12,63}", name) and not ledger.events(name):
+        names = {event.name for event in ledger.events()}
+        found = [one for one in names if len(one) == 64 and one.startswith(name)]
+        return found[0] if len(found) == 1 else name
+    return name
 
 
 def _get_events(ledger: Ledger, name: str) -> list[Event]:

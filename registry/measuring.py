@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mlops.data import Dataset, count_shared
-from mlops.dataset_store import DatasetStore, open_dataset_store
+from mlops.dataset_store import DatasetStore, open_dataset_store, open_datasets
 from mlops.errors import DataError, refuse_model
 from mlops.evaluation import Score, chance_elbo, score_classifier, score_elbo
 from mlops.packaging import ModelSpec
@@ -44,6 +44,7 @@ def measure(
     champion: Verified | None,
     metric: str,
     registry: Registry,
+    scratch: Path,
 ) -> Findings:
     """Measures a checked candidate, and the verified champion on the candidate's test rows.
 
@@ -53,6 +54,8 @@ def measure(
         champion: None where there is none, or it does not verify.
         metric: What a classifier is judged by, one of `CLASSIFIER_METRICS`.
         registry: Its policy says whether serving is measured too.
+        scratch: A private folder. A dataset that is on S3, and not here yet, is fetched to it: a
+            home keeps no rows because of a promotion, that an erasure would have to reach.
 
     Raises:
         DataError: the store does not have the candidate's dataset.
@@ -61,6 +64,8 @@ def measure(
     """
     policy = registry.policy
     store = open_dataset_store(registry.settings)
+    if not (store.folder / spec.dataset_fingerprint).is_dir():
+        store = open_datasets(registry.settings.datasets_url, scratch)
     dataset = store.get(spec.dataset_fingerprint)
     _check_dataset(spec, dataset)
     compared = champion if champion and same_interface(spec, champion.spec) else None

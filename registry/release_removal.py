@@ -19,8 +19,9 @@ from mlops.errors import MlopsError, UsageError
 from mlops.settings import Settings
 from mlops.stores.store import Item
 from mlops.stores.tracking_removal import remove_versions
-from mlops.stores.tracking_rows import CANDIDATES, VersionRow, read_lineage
+from mlops.stores.tracking_rows import VersionRow, read_lineage
 from mlops.stores.trash import size_of, throw_away
+from mlops.tracking import CANDIDATES
 
 if TYPE_CHECKING:
     from registry.alias import Registry

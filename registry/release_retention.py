@@ -16,7 +16,6 @@ from mlops.settings import Settings
 from mlops.stores.store import Item
 from mlops.stores.tracking_removal import measure_runs, remove_runs, remove_versions
 from mlops.stores.tracking_rows import (
-    CANDIDATES,
     FINGERPRINT,
     PARENT,
     SOURCE_RUN,
@@ -25,6 +24,7 @@ from mlops.stores.tracking_rows import (
     read_registry,
 )
 from mlops.tracked_runs import STUDY
+from mlops.tracking import CANDIDATES
 from registry.catalog import CANDIDATE_TAG
 
 Key = tuple[str, str]

@@ -93,8 +93,7 @@ def _main(options: Options) -> int:
 
     catalog = Catalog(open_store_client(settings))
     folder = StateFolder.of(settings.home, name, alias, options.port)
-    find = _wait_known if options.wait and not folder.path.is_dir() else _find_known
-    known = find(catalog, name, alias)
+    known = _find_known(catalog, name, alias, options.wait, has_copies=folder.path.is_dir())
     _check_ports(options, patience_s=PATIENCE_S if _end_left_behind(folder) else 0.0)
     if known is False and not folder.path.is_dir():
         raise MlopsError(
@@ -229,28 +228,26 @@ def _check_known(catalog: Catalog, name: str, alias: str) -> None:
     raise UsageError(f"{name} has no alias {alias!r}; {hint}")
 
 
-def _find_known(catalog: Catalog, name: str, alias: str) -> bool:
-    """Returns whether the registry answers; raises where it knows no such model or alias."""
-    try:
-        _check_known(catalog, name, alias)
-    except UsageError:
-        raise
-    except MlopsError as err:
-        say(f"the registry does not answer: {err}")
-        return False
-    return True
+def _find_known(catalog: Catalog, name: str, alias: str, wait: bool, has_copies: bool) -> bool:
+    """Returns whether the registry answers; raises where it knows no such model or alias.
 
-
-def _wait_known(catalog: Catalog, name: str, alias: str) -> bool:
-    """Returns True once the registry knows the alias; says what it waits for.
-
-    A login that may read releases alone is told nothing of a model that is not there yet.
+    Args:
+        wait: Waits instead until it knows it, and says what for. A login that may read releases
+            alone is told nothing of a model that is not there yet.
+        has_copies: Whether releases are kept here, so that a registry that does not answer need not
+            be waited for.
     """
     said = ""
     while True:
         try:
             _check_known(catalog, name, alias)
         except MlopsError as err:
+            is_answer = isinstance(err, UsageError)
+            if is_answer and not wait:
+                raise
+            if not is_answer and (has_copies or not wait):
+                say(f"the registry does not answer: {err}")
+                return False
             if str(err) != said:
                 said = str(err)
                 say(f"waiting for {name}@{alias}: {said}")

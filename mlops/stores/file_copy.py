@@ -128,13 +128,11 @@ def copy_tree(source: Path, target: Path, names: Iterable[str]) -> None:
 def list_files(folder: Path) -> list[str]:
     """Returns the paths of all files in a folder, relative to it; [] where there is none.
 
-    Folders that vanish meanwhile are left out, which pathlib's walk would end at.
+    Folders that vanish meanwhile are left out, which pathlib's walk would end at. So are links:
+    nothing here makes one, and what it leads to may be nobody's business.
     """
-    return sorted(
-        (Path(place) / name).relative_to(folder).as_posix()
-        for place, _, names in os.walk(folder)
-        for name in names
-    )
+    found = (Path(place) / name for place, _, names in os.walk(folder) for name in names)
+    return sorted(path.relative_to(folder).as_posix() for path in found if not path.is_symlink())
 
 
 def put_files(

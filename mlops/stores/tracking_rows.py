@@ -19,7 +19,7 @@ from mlops.stores.database_check import open_to_read
 from mlops.stores.schema_upgrade import find_file
 from mlops.stores.tracking_upgrade import get_tracking_db_url
 from mlops.tracked_runs import STUDY, SWEEP, TRIAL
-from mlops.tracking import RUN_KEY
+from mlops.tracking import CANDIDATES, RUN_KEY
 
 if TYPE_CHECKING:
     import sqlalchemy
@@ -29,8 +29,6 @@ FINAL = "mlops.final"
 PARENT = "mlflow.parentRunId"
 SOURCE_RUN = "mlops.source_run"
 TAGS = (RUN_KEY, SWEEP, STUDY, TRIAL, FINAL, FINGERPRINT, PARENT, SOURCE_RUN)
-CANDIDATES = "-candidates"
-"""How the names of models end whose versions sweeps make."""
 GONE = "Deleted_Internal"
 """The stage of a model version of which MLflow keeps the number, so that no other gets it."""
 N_AT_ONCE = 500

@@ -13,39 +13,16 @@ import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Final
 
 from mlops.errors import MlopsError
 from registry.catalog import Catalog, Release
 from registry.releases import Verified, check_release, fetch_release
 from registry.signing import UnverifiedError
-
-MOST_BYTES: Final = 20 << 30
-MOST_FILES: Final = 1000
-SPARE_BYTES: Final = 1 << 30
-"""What a download leaves free on the disk."""
+from registry.sizes import MOST_FILES, judge_size
 
 
 class TooLargeError(MlopsError):
     """A release that is not downloaded."""
-
-
-def judge_size(size: int, files: int, free: int) -> str | None:
-    """Returns why so many bytes in so many files are not downloaded to a disk; None where they are.
-
-    Args:
-        free: Bytes. It is not in the reason, which would be another one each time.
-    """
-    if files > MOST_FILES:
-        return f"it has more than {MOST_FILES:,} files"
-    if size > MOST_BYTES:
-        return f"it has {size:,} bytes; at most {MOST_BYTES:,} are taken"
-    if size > free - SPARE_BYTES:
-        return (
-            f"it has {size:,} bytes, and the disk here has no room for them beside the "
-            f"{SPARE_BYTES:,} that stay free"
-        )
-    return None
 
 
 class Copies:

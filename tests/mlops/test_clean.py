@@ -205,6 +205,20 @@ def test_a_sweep_that_is_going_on_is_left_alone(world: World) -> None:
         assert "old-0" in world.run_ids()
 
 
+def test_no_sweep_that_a_study_names_leads_out_of_the_home(world: World, tmp_path: Path) -> None:
+    victim = tmp_path / "victim"
+    victim.mkdir()
+    (victim / "file").write_text("kept")
+    for row in read_studies(world.settings.study_url):
+        if row.sweep == "old":
+            study = optuna.load_study(study_name=row.name, storage=world.settings.study_url)
+            study.set_user_attr("sweep", "../../victim")
+    age_files(tmp_path)
+    done = run_clean(world, keep_best=0)
+    assert (victim / "file").read_text() == "kept"
+    assert "old" not in {one.key for one in done}
+
+
 def test_a_study_of_which_trials_were_taken_out_is_asked_for_no_more(world: World) -> None:
     run_clean(world, keep_best=1)
     dataset = make_table(world.models, ("a", "b"), 1)

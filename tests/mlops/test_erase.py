@@ -156,6 +156,30 @@ def test_all_of_it_is_gone_and_the_rest_is_as_it_was(
     assert len(events_of(world.settings, marked.fingerprint)) == 2
 
 
+@pytest.mark.parametrize("name", ["../../victim", "{victim}", "..", "linked"])
+def test_no_sweep_that_others_name_leads_out_of_the_home(
+    world: World, marked: Dataset, tmp_path: Path, name: str
+) -> None:
+    victim = tmp_path / "victim"
+    victim.mkdir()
+    (victim / "file").write_text("kept")
+    (world.settings.home / "sweeps").mkdir(exist_ok=True)
+    (world.settings.home / "sweeps" / "linked").symlink_to(victim)
+    tags = {
+        "mlops.dataset_fingerprint": marked.fingerprint,
+        "mlops.sweep": name.format(victim=victim),
+    }
+    run = world.client.create_run("0", tags=tags)
+    world.client.set_terminated(run.info.run_id)
+    if name == "linked":
+        with pytest.raises(MlopsError, match="its folder would lie outside"):
+            erase(world.settings, marked.fingerprint, {CHAMPION: 1})
+    else:
+        erase(world.settings, marked.fingerprint, {CHAMPION: 1})
+        assert find(world.settings, marked.fingerprint) == []
+    assert (victim / "file").read_text() == "kept"
+
+
 def test_versions_that_were_erased_are_never_given_again(world: World, marked: Dataset) -> None:
     erase(world.settings, marked.fingerprint, {CHAMPION: 1})
     world.sweep(make_table(world.models, ("rome", "bari"), 3), "next")

@@ -519,6 +519,64 @@ def test_an_input_that_another_writers_first_one_took_away_is_logged_again(
     assert found.dataset.name == DATASET.name
 
 
+def of_others(folder: Path, tmp_path: Path) -> list[str]:
+    """Places that a journal may name, and that hold no copies of its own."""
+    secret = tmp_path / "secrets" / "key.pem"
+    secret.parent.mkdir()
+    secret.write_text("secret")
+    spool = folder / "driver.files"
+    for place in ("linked", "holds"):
+        (spool / place).mkdir(parents=True)
+    (spool / "linked" / "key.pem").symlink_to(secret)
+    (spool / "holds" / "folder").mkdir()
+    (spool / "holds" / "folder" / "key.pem").symlink_to(secret)
+    (folder / "folder.files").symlink_to(secret.parent.parent)
+    return [
+        str(secret),
+        "../../secrets/key.pem",
+        "driver.files/../key.pem",
+        "a/b.files/key.pem",
+        "driver.files/linked/key.pem",
+        "driver.files/holds/folder",
+        "folder.files/secrets/key.pem",
+        "driver.files",
+        "",
+    ]
+
+
+def test_what_a_journal_names_and_is_no_copy_of_its_own_is_neither_sent_nor_removed(
+    store: Any, journal: Journal, folder: Path, tmp_path: Path
+) -> None:
+    run = Run.create(journal, experiment="digits", name="loot", key=new_run_key())
+    places = of_others(folder, tmp_path)
+    for place in places:
+        journal.append("artifact", run.key, spooled=place, folder="loot")
+    run.end("FINISHED")
+    journal.close()
+    sink = deliver(store, folder)
+    assert list_files(store, get_run(store, run).info.run_id) == set()
+    assert any("no copy that was made beside the journal" in one for one in sink.refused)
+    assert (tmp_path / "secrets" / "key.pem").read_text() == "secret"
+    assert get_run(store, run).info.status == "FINISHED"
+
+
+def test_a_journal_makes_nothing_where_promotions_write(
+    store: Any, journal: Journal, folder: Path, tmp_path: Path
+) -> None:
+    run = Run.create(journal, experiment="digits-releases", name="squat", key=new_run_key())
+    run.end("FINISHED")
+    own = Run.create(journal, experiment="others", name="own", key=new_run_key())
+    spooled = journal.spool(write_model(tmp_path / "model"))
+    journal.append("candidate", own.key, spooled=spooled, folder="model", name="digits", tags={})
+    own.end("FINISHED")
+    journal.close()
+    sink = deliver(store, folder)
+    assert store.get_experiment_by_name("digits-releases") is None
+    assert [one.name for one in store.search_registered_models("name = 'digits'")] == []
+    said = " ".join(sink.refused)
+    assert "hold what promotions make" in said and "is named ...-candidates" in said
+
+
 def test_an_artifact_whose_copy_is_gone_undelivered_is_said_so(
     store: Any, journal: Journal, tmp_path: Path
 ) -> None:

@@ -170,6 +170,16 @@ def test_the_table_says_what_happened_and_who_knew_the_actor(
     assert "late" not in as_table(ledger.events())
 
 
+def test_the_first_digits_of_a_fingerprint_name_what_became_of_a_dataset(
+    ledger: Ledger, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fingerprint = "0123456789ab" + "c" * 52
+    ledger.append("erased", fingerprint, None, ADA, {"phase": "begun", "dataset": fingerprint})
+    assert main([fingerprint[:12]]) == 0
+    assert "erased" in capsys.readouterr().out
+    assert main([fingerprint[:11]]) == 2
+
+
 def test_a_hook_says_how_it_ended_and_of_which_move_it_told(ledger: Ledger) -> None:
     body = {"move": 2, "command": ["notify"], "attempts": 1}
     ledger.append("hook", "digits", 1, ADA, {**body, "succeeded": True, "reason": ""})

@@ -21,6 +21,7 @@ import sqlalchemy as sa
 from mlops.errors import MlopsError, UsageError
 from mlops.lease import try_lock
 from mlops.settings import Settings
+from registry.events import COLUMNS, with_hash
 from registry.ledger import (
     Actor,
     LeaseHeldError,
@@ -388,7 +389,7 @@ def test_looking_makes_no_ledger(url: str, tmp_path: Path) -> None:
 
 def test_the_ledger_of_a_newer_podium_is_refused(url: str, ledger: Ledger) -> None:
     execute(url, "UPDATE ledger_version SET version_num = 'of tomorrow'")
-    with pytest.raises(MlopsError, match="newer Podium; expected schema 0001, got 'of tomorrow'"):
+    with pytest.raises(MlopsError, match="newer Podium; expected schema 0002, got 'of tomorrow'"):
         open_once(url)
 
 
@@ -545,3 +546,38 @@ def test_a_ledger_in_mlflow_s_database_is_not_taken_for_mlflow_s(tmp_path: Path)
     with open_ledger(f"sqlite:///{file}") as ledger:
         ledger.append("hook", "m", None, ADA, {})
     assert LedgerStore(Settings.from_env({"MLOPS_HOME": str(tmp_path)})).check().findings == ()
+
+
+WRONG = {
+    "a body that is no JSON": ({"body": "this is not JSON"}, "cannot be read"),
+    "a body that is a list": ({"body": "[]"}, "cannot be read"),
+    "a move that says nothing": ({"kind": "intent"}, "cannot be read"),
+    "a kind that there is not": ({"kind": "note"}, "cannot be read"),
+    "an authority that there is not": ({"known_by": "hearsay"}, "cannot be read"),
+    "no time": ({"created_at": "yesterday"}, "cannot be read"),
+    "no day": ({"created_at": "2026-13-45T00:00:00.000000+00:00"}, "cannot be read"),
+    "another's content": ({"name": "other"}, "hash of the event is not of its content"),
+    "no hash": ({"hash": "f" * 64}, "hash of the event is not of its content"),
+}
+
+
+@pytest.mark.parametrize(("changed", "said"), WRONG.values(), ids=WRONG)
+def test_no_login_of_postgresql_can_write_what_stops_the_ledger_for_others(
+    postgresql: str, changed: dict[str, str], said: str
+) -> None:
+    with open_ledger(empty(postgresql)) as ledger:
+        newest = ledger.append("hook", "m", None, ADA, {})
+        follows = with_hash(dataclasses.replace(newest, seq=2, previous=newest.hash))
+        table = sa.table("ledger_events", *map(sa.column, COLUMNS))
+        with pytest.raises(sa.exc.DBAPIError, match=said), ledger._engine.begin() as connection:
+            connection.execute(table.insert().values(follows.to_row() | changed))
+        assert ledger.check() == [] and ledger.events() == [newest]
+
+
+@pytest.mark.parametrize("name", ["plain", 'a "b" \\ /', "ä漢\u2028\x7f\x01\n", "\U0001f600 x"])
+def test_postgresql_hashes_any_name_as_python_does(postgresql: str, name: str) -> None:
+    with open_ledger(empty(postgresql)) as ledger:
+        actor = Actor(name, "tracking server")
+        event = ledger.append("hook", name, 7, actor, {"said": name, "float": 1e-7, "none": None})
+        assert ledger.events(name) == [event]
+        assert ledger.check() == []

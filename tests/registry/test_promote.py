@@ -15,6 +15,7 @@ from mlops.data import Dataset
 from mlops.errors import MlopsError, UsageError
 from mlops.packaging import check_model_folder
 from mlops.settings import Settings
+from registry import sizes
 from registry.alias import Registry, open_registry
 from registry.catalog import Candidate, Catalog
 from registry.deciding import choose_candidate
@@ -34,6 +35,28 @@ def champion_of(client: Any) -> int | None:
 
 def kinds(registry: Registry) -> list[str]:
     return [event.kind for event in registry.ledger.events(NAME)]
+
+
+def test_a_candidate_that_is_too_large_is_rejected_before_it_is_downloaded(
+    registry: Registry, register: Register, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    register(right=9.0, value=0.99)
+    monkeypatch.setattr(sizes, "MOST_BYTES", 100)
+    monkeypatch.setattr(Catalog, "download", lambda *_: pytest.fail("it was downloaded"))
+    done = promote(registry, NAME)
+    assert done.decision == "rejected"
+    assert "bytes; at most 100 are taken" in done.reason
+    assert kinds(registry) == ["rejected"]
+
+
+def test_a_disk_without_room_is_no_fault_of_the_candidate(
+    registry: Registry, register: Register, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    register(right=9.0, value=0.99)
+    monkeypatch.setattr(sizes, "SPARE_BYTES", 1 << 60)
+    with pytest.raises(MlopsError, match=r"is not downloaded: it has .* no room .* TMPDIR"):
+        promote(registry, NAME)
+    assert kinds(registry) == []
 
 
 def test_the_best_candidate_becomes_a_signed_release_that_holds_the_alias(

@@ -14,11 +14,11 @@ import pytest
 
 from mlops.errors import MlopsError
 from mlops.mlflow_store import open_client
+from registry import sizes
 from registry.alias import Registry
 from registry.alias_record import MOST_BYTES, AliasRecord, read_newest_record
 from registry.catalog import MOVES_PATH, RELEASE_PATH, Catalog, Release
 from registry.rollback import rollback
-from registry.serving import copies
 from registry.serving.follower import (
     FIRST_TRY_S,
     RETRY_S,
@@ -447,8 +447,8 @@ class Large(Catalog):
 @pytest.mark.parametrize(
     ("size", "why"),
     [
-        ((copies.MOST_BYTES + 1, 9), "bytes; at most"),
-        ((9, copies.MOST_FILES + 1), "more than 1,000 files"),
+        ((sizes.MOST_BYTES + 1, 9), "bytes; at most"),
+        ((9, sizes.MOST_FILES + 1), "more than 1,000 files"),
     ],
 )
 def test_a_release_that_is_too_large_is_not_downloaded(
@@ -466,11 +466,11 @@ def test_a_release_that_is_too_large_is_not_downloaded(
 
 
 def test_a_release_that_the_disk_has_no_room_for_is_not_downloaded() -> None:
-    free = 10 * copies.SPARE_BYTES
-    assert copies.judge_size(free - copies.SPARE_BYTES, 9, free) is None
-    said = copies.judge_size(free - copies.SPARE_BYTES + 1, 9, free)
+    free = 10 * sizes.SPARE_BYTES
+    assert sizes.judge_size(free - sizes.SPARE_BYTES, 9, free) is None
+    said = sizes.judge_size(free - sizes.SPARE_BYTES + 1, 9, free)
     assert said is not None and "no room" in said
-    assert "no room" in str(copies.judge_size(0, 9, 0))
+    assert "no room" in str(sizes.judge_size(0, 9, 0))
 
 
 def test_a_listing_without_end_is_not_read_to_its_end(world: World) -> None:

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import socket
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from mlops.errors import MlopsError, UsageError
+from registry import serve
 from registry.alias import Registry
 from registry.serve import main
 from tests.e2e.serving import free_port
@@ -93,3 +96,38 @@ def test_a_first_release_that_does_not_verify_is_not_served(
     code, err = said(capsys, NAME, "--port", str(free_port()))
     assert code == 3
     assert "does not verify: there is no public key" in err
+
+
+class Registries:
+    """Answers like `Catalog.find_aliases`, with one of several after another."""
+
+    def __init__(self, *answers: dict[str, int] | MlopsError) -> None:
+        self.answers = list(answers)
+
+    def find_aliases(self, name: str) -> dict[str, int]:
+        answer = self.answers.pop(0)
+        if isinstance(answer, MlopsError):
+            raise answer
+        return answer
+
+    def find_releases(self, name: str) -> list[int]:
+        return [1]
+
+
+def test_who_waits_waits_for_an_alias_that_was_taken_away_although_copies_are_here(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(serve, "WAIT_EVERY_S", 0.0)
+    down = MlopsError("it does not answer")
+
+    def find(*answers: dict[str, int] | MlopsError, wait: bool, has_copies: bool) -> bool:
+        catalog: Any = Registries(*answers)
+        return serve._find_known(catalog, NAME, "champion", wait, has_copies)
+
+    assert find({}, {}, {"champion": 1}, wait=True, has_copies=True)
+    assert capsys.readouterr().err.count("waiting for") == 1
+    assert not find(down, wait=True, has_copies=True)  # the copies are served
+    assert find(down, {"champion": 1}, wait=True, has_copies=False)
+    assert not find(down, wait=False, has_copies=False)
+    with pytest.raises(UsageError, match="has no alias 'champion'"):
+        find({"other": 1}, wait=False, has_copies=True)
