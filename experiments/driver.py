@@ -514,7 +514,8 @@ class Driver:
         if sink is None or experiment_id is None or not sink.client.tracking_uri.startswith("http"):
             return None
         objective = self._searches[0].description.objective
-        return runs_url(sink.client.tracking_uri, experiment_id, objective)
+        where = self.settings.ui_url or sink.client.tracking_uri
+        return runs_url(where, experiment_id, objective)
 
     def _network(self, search: Search, name: str) -> Path:
         folder = self.settings.home / "sweeps" / self.sweep_id / search.description.name

@@ -56,7 +56,8 @@ def hold(settings: Settings) -> Iterator[None]:
         except (sa.exc.SQLAlchemyError, ImportError) as err:
             said = first_line(getattr(err, "orig", None) or err)
             raise MlopsError(
-                f"the studies could not be held still for the copy: {said}. Look at "
+                f"the studies could not be held still for the copy: {said}. A backup needs the "
+                "settings of an administrator, whose login owns the tables: look at "
                 "MLOPS_STUDY_URL, and type the same command again."
             ) from err
         yield

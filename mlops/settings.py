@@ -34,6 +34,7 @@ SETTINGS = (
     "MLOPS_ARTIFACTS_URL",
     "MLOPS_SIGNING_KEY",
     "MLOPS_PUBLIC_KEYS",
+    "MLOPS_UI_URL",
 )
 """The names of all settings."""
 
@@ -59,6 +60,7 @@ class Settings:
             where only the server is known.
         signing_key: Private key that signs releases.
         public_keys: Public keys that releases are verified with; a list, so that keys rotate.
+        ui_url: Where people open MLflow's pages, where that is not the tracking server's address.
     """
 
     home: Path
@@ -71,6 +73,7 @@ class Settings:
     artifacts_url: str | None = field(repr=False)
     signing_key: Path
     public_keys: tuple[Path, ...]
+    ui_url: str | None = field(default=None, repr=False)
 
     @classmethod
     def from_env(cls, env: Mapping[str, str] | None = None) -> Settings:
@@ -104,6 +107,7 @@ class Settings:
             public_keys=tuple(Path(key) for key in public.split(os.pathsep))
             if public
             else (home / "keys" / "public.pem",),
+            ui_url=env.get("MLOPS_UI_URL") or None,
         )
 
     @property
