@@ -8,7 +8,7 @@ PORT ?= 5001
 INSTALL := $(if $(shell command -v uv),uv pip install -q --python $(BIN)/python,$(BIN)/python -m pip install -q --disable-pip-version-check)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup sweep ui promote serve test test-system faults faults-registry lint bench bench-serving bench-scale lock
+.PHONY: help setup sweep ui promote serve test test-system faults faults-registry populations lint bench bench-serving bench-scale lock
 
 help:         ## List the jobs.
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 18
@@ -39,6 +39,9 @@ faults: $(BIN)/.dev   ## Harm sweeps in every way there is, and count what that 
 
 faults-registry: $(BIN)/.dev  ## Kill promotions and rollbacks at every step, and have them meet, with SEEDS (20) seeds.
 	PODIUM_TEST_SEEDS=$(or $(SEEDS),20) $(BIN)/python -m pytest -q --timeout 3600 tests/registry/test_killed.py tests/registry/test_at.py $(ARGS)
+
+populations: $(BIN)/.dev  ## Train populations of all four architectures on JAX, and compare their members.
+	PODIUM_TEST_POPULATIONS="dnn cnn rnn vae" $(BIN)/python -m pytest -q --timeout 3600 tests/experiments/test_population.py $(ARGS)
 
 lint: $(BIN)/.dev     ## Check style, types and the direction of imports.
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy && $(BIN)/lint-imports --no-cache

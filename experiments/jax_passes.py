@@ -107,8 +107,8 @@ class DeviceRows:
 def compile_epoch(step: Step) -> Callable[[State, tuple[Any, ...], Any, int], State]:
     """Compiles a training on each row of an order once; the last batch has what is left.
 
-    On a CPU each step is a call: inside a compiled loop XLA computes convolutions by one thread and
-    several times slower (docs/benchmarks.md). Elsewhere the loop is compiled with its steps.
+    On a CPU each step is a call: inside a compiled loop XLA computes convolutions by one thread.
+    Elsewhere the loop is compiled with its steps.
 
     Returns:
         Takes state, rows, order `(..., n)` of ints, and batch size; returns the state after it.
