@@ -17,7 +17,9 @@ the body. So no table is made of more than `MAX_CELLS` cells beyond the bytes of
 
 from __future__ import annotations
 
+import atexit
 import csv
+import functools
 import io
 import json
 import logging
@@ -30,6 +32,7 @@ from typing import Any, Final
 import orjson
 
 from registry.serving.metrics import Meter
+from registry.serving.parquet import ParquetReader, UnreadParquetError
 from registry.serving.shadow import Offer
 
 FORMS: Final = ("inputs", "instances", "dataframe_split", "dataframe_records")
@@ -43,8 +46,6 @@ MAX_COLUMNS: Final = 20_000
 """Most columns of CSV; of 50,000 pandas takes seconds to read one line."""
 MAX_DOUBTFUL_NAMES: Final = 1000
 """Most columns of CSV of which two may have the same name; of 50,000 pandas takes a minute."""
-MAX_DECODED: Final = 64 * 2**20
-"""Most bytes of the text of a Parquet file beyond 8 times the file's."""
 
 _log = logging.getLogger(__name__)
 
@@ -389,68 +390,29 @@ def _check_header(text: str) -> None:
         raise ValueError("too many names")
 
 
+@functools.cache
+def _parquet_reader() -> ParquetReader:
+    reader = ParquetReader(MAX_CELLS)
+    atexit.register(reader.close)
+    return reader
+
+
 def _read_parquet(content: bytes) -> Any:
-    import pandas as pd
-
     try:
-        if not _is_bomb(content):
-            return pd.read_parquet(io.BytesIO(content))
-    except Exception:
-        raise RefusedRequestError(
-            "bad_parquet", "The request is no Parquet file; expected one of a table."
-        ) from None
-    raise _too_sparse()
-
-
-def _is_bomb(content: bytes) -> bool:
-    """Whether a Parquet file holds much more than its bytes: the same again and again."""
-    import pyarrow.parquet as pq
-
-    meta = pq.ParquetFile(io.BytesIO(content)).metadata
-    columns = [meta.schema.column(k) for k in range(meta.num_columns)]
-    chunks = [
-        (column, meta.row_group(i).column(k))
-        for i in range(meta.num_row_groups)
-        for k, column in enumerate(columns)
-    ]
-    n_cells = max(meta.num_rows * len(columns), sum(chunk.num_values for _, chunk in chunks))
-    most = 8 * len(content) + MAX_DECODED
-    stored = sum(chunk.total_uncompressed_size for _, chunk in chunks)
-    fixed = sum(max(column.length, 0) * chunk.num_values for column, chunk in chunks)
-    if n_cells > len(content) + MAX_CELLS or stored > most or fixed > most:
-        return True
-    texts = [(column, chunk) for column, chunk in chunks if chunk.physical_type == "BYTE_ARRAY"]
-    # Each cell as large as all that its column stores, at most.
-    if sum(chunk.num_values * chunk.total_uncompressed_size for _, chunk in texts) <= most:
-        return False
-    if any(column.path != column.name for column, _ in texts):
-        return True  # text within lists: no model takes it
-    return _has_more_text(content, [chunk for _, chunk in texts], most)
-
-
-def _has_more_text(content: bytes, chunks: list[Any], most: int) -> bool:
-    """Whether the cells of columns of text have more than so many bytes; does not make them."""
-    import pyarrow as pa
-    import pyarrow.compute as pc
-    import pyarrow.parquet as pq
-
-    paths = {chunk.path_in_schema for chunk in chunks}
-    # This encoding stores of a text what differs from the one before, and no text again: such
-    # texts are made, a few at a time.
-    partly = {chunk.path_in_schema for chunk in chunks if "DELTA_BYTE_ARRAY" in chunk.encodings}
-    n_rows = 1024
-    if partly:
-        longest = max(chunk.total_uncompressed_size for chunk in chunks)
-        n_rows = max(1, min(n_rows, MAX_DECODED // 8 // longest))
-    file = pq.ParquetFile(io.BytesIO(content), read_dictionary=sorted(paths - partly))
-    total = 0
-    for batch in file.iter_batches(n_rows, columns=sorted(paths)):
-        for column in batch.columns:
-            if pa.types.is_dictionary(column.type):
-                lengths = pc.take(pc.binary_length(column.dictionary), column.indices)
-                total += pc.sum(lengths).as_py() or 0
-            else:
-                total += column.nbytes
-        if total > most:
-            return True
-    return False
+        return _parquet_reader().read(content)
+    except UnreadParquetError as err:
+        if err.reason == "large":
+            raise _too_sparse() from None
+        if err.reason == "busy":
+            raise RefusedRequestError(
+                "overloaded",
+                "The server is busy with other Parquet files. Try again in a moment.",
+                status=503,
+            ) from None
+    except Exception:  # of what pandas notes in a file it raises many types
+        _log.info("a Parquet file's table makes no frame")
+    raise RefusedRequestError(
+        "bad_parquet",
+        "The request is no Parquet file; expected one of a table of numbers, text, bytes and "
+        "lists of them.",
+    )
