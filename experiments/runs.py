@@ -7,6 +7,7 @@ import getpass
 import json
 import os
 import platform
+import re
 import subprocess
 import tempfile
 from dataclasses import dataclass, field
@@ -239,4 +240,17 @@ def _git() -> dict[str, str]:
             ).lower(),
         }
     except (OSError, subprocess.SubprocessError):
+        return read_built_commit(os.environ.get("PODIUM_COMMIT", ""))
+
+
+def read_built_commit(described: str) -> dict[str, str]:
+    """Returns the commit that an image was built from, as its Dockerfile says it.
+
+    Args:
+        described: What `git describe --always --abbrev=40 --dirty --exclude '*'` said.
+    """
+    found = re.fullmatch(r"([0-9a-f]{40})(-dirty)?", described)
+    if found is None:
         return {}
+    dirty = str(found[2] is not None).lower()
+    return {"mlflow.source.git.commit": found[1], "mlops.git_dirty": dirty}
