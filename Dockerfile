@@ -24,6 +24,8 @@ RUN pip install --no-build-isolation --no-deps /src
 
 FROM ${PYTHON_IMAGE}
 ARG VERSION=0.1.0.dev0
+# What the image is built from, for the runs that are made in it, where no git can tell:
+#   docker compose build --build-arg COMMIT=$(git describe --always --abbrev=40 --dirty --exclude '*')
 ARG COMMIT=unknown
 LABEL org.opencontainers.image.title="Podium" \
       org.opencontainers.image.description="Search, compare, promote, serve: a team's stack" \
@@ -43,6 +45,7 @@ COPY --from=build /opt/podium /opt/podium
 ENV PATH=/opt/podium/bin:$PATH \
     HOME=/home/podium \
     MLOPS_HOME=/var/lib/podium \
+    PODIUM_COMMIT=${COMMIT} \
     MLFLOW_DISABLE_TELEMETRY=true \
     DO_NOT_TRACK=true \
     AWS_EC2_METADATA_DISABLED=true \

@@ -36,9 +36,13 @@ that are under way, and what writers left unfinished.
 from __future__ import annotations
 
 import contextlib
+import logging
+import os
+import shlex
 import shutil
 import sys
 import time
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -49,7 +53,7 @@ import tyro
 
 from mlops.errors import MlopsError, UsageError, first_line, without_passwords
 from mlops.program import answer, answer_json, command_line, run_program, say
-from mlops.settings import Settings
+from mlops.settings import SETTINGS, Settings
 
 if TYPE_CHECKING:
     from mlops.stores.backup_record import BackupRecord
@@ -224,7 +228,9 @@ class Options:
 
 
 def _main(options: Options) -> int:
-    made = back_up(Settings.from_env(), options.target, private_keys=not options.no_keys)
+    settings = Settings.from_env()
+    with _hushed():
+        made = back_up(settings, options.target, private_keys=not options.no_keys)
     record = made.record
     if record.has_signing_key:
         say(
@@ -253,10 +259,36 @@ def _in_words(made: Backup) -> str:
             f"{made.folder}: {len(record.files)} files, {record.size_bytes / 1e6:.1f} MB, as of "
             f"{record.created_at}. Moves waited for {made.held_s:.1f} s.",
             *lines,
-            "To restore it, name the new place by the settings:",
-            "  " + command_line("python", "-m", "mlops.restore", str(made.folder), env=NEW_HOME),
+            *_restoring(made.folder),
         ]
     )
+
+
+def _restoring(folder: Path) -> list[str]:
+    """Returns how it is restored: to a folder, and where the settings name more, to such places."""
+    words = ("python", "-m", "mlops.restore", str(folder))
+    typed = "  " + command_line(*words, env=NEW_HOME)
+    if not any(os.environ.get(name) for name in SETTINGS if name not in NEW_HOME):
+        return ["To restore it to a new folder:", typed]
+    return [
+        "To restore it to a new folder, where no other setting of Podium's is set:",
+        "  " + " ".join([*(f"{name}={to}" for name, to in NEW_HOME.items()), shlex.join(words)]),
+        "To restore it to databases and buckets, let new ones take the place of these:",
+        typed,
+    ]
+
+
+@contextlib.contextmanager
+def _hushed() -> Iterator[None]:
+    """Keeps to itself what the parts log and warn of while they make the tables of the copy."""
+    before = logging.root.manager.disable
+    logging.disable(logging.INFO)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(before)
 
 
 def main(args: list[str] | None = None) -> int:

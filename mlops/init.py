@@ -13,7 +13,7 @@ from __future__ import annotations
 import os
 import re
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Final
@@ -76,10 +76,15 @@ def make_secrets(options: SecretsOptions) -> int:
     said = options.host or re.split(r"[\s,]+", os.environ.get("DOOR_HOST", ""))
     hosts = [host for host in said if host]
     made = make_secrets(options.folder, hosts)
+    for note in made.notes:
+        say(note)
     tls = options.folder / "door" / "tls.pem"
     if why := why_renew(tls.read_bytes(), hosts):
-        say(f"the door needs another certificate: {why}. Delete {str(tls)!r} and run this again.")
-    return _tell(options, made, f"in {str(options.folder)!r}")
+        say(
+            f"the door needs another certificate: {why}. If {str(tls)!r} is yours, put a new one "
+            "there; else delete it and run this again. Then reload the door."
+        )
+    return _tell(options, made.names, f"in {str(options.folder)!r}")
 
 
 def make_databases(options: DatabasesOptions) -> int:
@@ -129,9 +134,9 @@ def _log_in(folder: Path) -> str:
     return uri
 
 
-def _tell(options: Common, made: list[str], where: str) -> int:
+def _tell(options: Common, made: Sequence[str], where: str) -> int:
     if options.json:
-        answer_json({"made": made})
+        answer_json({"made": list(made)})
     elif not made:
         answer("Everything is there.")
     else:

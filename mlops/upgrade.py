@@ -6,12 +6,17 @@ somebody writes to any of them, and names who does. Killed in the middle, the sa
 
 from __future__ import annotations
 
+import re
 import sys
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from mlops.errors import MlopsError
 from mlops.program import answer, answer_json, command_line, run_program, say
 from mlops.settings import Settings
+
+_SESSION = re.compile(r"a session of (\S+).* in the database (.+), pid \d+")
+"""How `mlops.stores.schema_upgrade.find_sessions` says it."""
 
 
 def upgrade(settings: Settings) -> dict[str, str]:
@@ -24,13 +29,23 @@ def upgrade(settings: Settings) -> dict[str, str]:
     from mlops.stores.store import get_stores
 
     stores = get_stores(settings)
-    writers = list(dict.fromkeys(who for store in stores for who in store.writers()))
+    writers = dict.fromkeys(who for store in stores for who in store.writers())
     if writers:
         raise MlopsError(
-            f"nothing was upgraded, since there are writers: {'; '.join(writers)}. End them, and "
-            "type the same command again."
+            f"nothing was upgraded, since there are writers: {'; '.join(_count(writers))}. End "
+            "them, and type the same command again."
         )
     return {store.name: store.upgrade() for store in stores}
+
+
+def _count(writers: Iterable[str]) -> list[str]:
+    """Returns the writers, of one login's sessions in a database only how many: a pool has ten."""
+    alike: dict[str, list[str]] = {}
+    for who in writers:
+        alike.setdefault(_SESSION.sub(r"sessions of \1 in the database \2", who), []).append(who)
+    return [
+        those[0] if len(those) == 1 else f"{len(those)} {words}" for words, those in alike.items()
+    ]
 
 
 @dataclass(frozen=True)

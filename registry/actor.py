@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from mlops.errors import MlopsError, first_line
+from mlops.errors import MlopsError, without_passwords
 from mlops.settings import Settings
 from registry.ledger import Actor, Ledger, os_user
 
@@ -60,11 +60,19 @@ def _server_login(settings: Settings) -> str | None:
         )
     except Exception as err:  # not passed over: a weaker name would stand for the login
         raise MlopsError(
-            f"the tracking server does not say who is asking: {first_line(err)} Try again when it "
-            "answers."
+            f"the tracking server at {without_passwords(uri)} does not say who is asking: "
+            f"{_innermost(err)}. Try again when it answers."
         ) from err
     try:
         name = known.json()["user"]["username"]
     except (ValueError, KeyError, TypeError):  # a page of some other server's
         return None
     return name if isinstance(name, str) and name and stranger.status_code == 401 else None
+
+
+def _innermost(err: BaseException) -> str:
+    """Returns what an error began with: those around it say it again, at more and more length."""
+    while inner := err.__cause__ or err.__context__:
+        err = inner
+    said = getattr(err, "strerror", None) or str(err) or type(err).__name__
+    return without_passwords(str(said).strip().split("\n", 1)[0].rstrip("."))

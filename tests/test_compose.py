@@ -188,6 +188,46 @@ def test_it_starts_in_the_order_that_the_parts_need() -> None:
     assert "mlflow" not in needs("admin")  # an upgrade is done while that is stopped
 
 
+def test_public_keys_are_one_setting_wherever_releases_are_verified(tmp_path: Path) -> None:
+    """Beside the stack's own key others may be named, as a laptop's."""
+    keys = "/run/secrets/public/release.pem:/run/secrets/public/laptop.pem"
+    example = (ROOT / ".env.example").read_text()
+    assert "\nPUBLIC_KEYS=/run/secrets/public/release.pem\n" in example
+    (tmp_path / ".env").write_text(f"{example}\nPUBLIC_KEYS={keys}\n")
+    words = ("--profile", "*", "config", "--format", "json")
+    found = json.loads(run_compose(*words, env_file=tmp_path / ".env").stdout)["services"]
+    verifiers = ("admin", "promoter", "serving-1", "serving-2", "trainer")
+    assert {
+        name: one["environment"]["MLOPS_PUBLIC_KEYS"]
+        for name, one in found.items()
+        if "MLOPS_PUBLIC_KEYS" in (one.get("environment") or {})
+    } == dict.fromkeys(verifiers, keys)
+    for name in verifiers:
+        targets = [mount["target"] for mount in found[name]["volumes"]]
+        assert "/run/secrets/public" in targets or "/run/secrets" in targets
+
+
+def test_who_makes_secrets_knows_the_name_of_the_door() -> None:
+    for name in ("secrets", "admin"):
+        assert services()[name]["environment"]["DOOR_HOST"] == "localhost"
+
+
+def test_logins_leave_each_other_connections() -> None:
+    from mlops.team.databases import SHARES
+    from mlops.team.secrets import LOGINS, SUPERUSER
+
+    assert set(SHARES) == set(LOGINS["admin"]) - {SUPERUSER}
+    (said,) = [word for word in services()["postgres"]["command"] if "max_connections" in word]
+    n_connections = int(said.partition("=")[2])
+    # PostgreSQL keeps three for the superuser.
+    assert sum(int(share * n_connections) for share in SHARES.values()) <= n_connections - 3 - 5
+
+
+def test_an_image_knows_the_commit_that_it_was_built_from() -> None:
+    last = (ROOT / "Dockerfile").read_text().rpartition("\nFROM ")[2]
+    assert last.index("\nARG COMMIT=unknown") < last.index("PODIUM_COMMIT=${COMMIT}")
+
+
 def test_sweeps_share_one_home_and_replicas_none() -> None:
     def homes(name: str) -> list[str]:
         mounts: list[dict[str, Any]] = services()[name]["volumes"]

@@ -25,6 +25,8 @@ from mlops.team.roles import (
     is_deleted_by_maker,
 )
 
+EVERYTHING: Final = "*"
+"""The key of a grant on all of a kind, never of one thing."""
 WORKSPACE: Final = "default"
 """Where MLflow keeps roles that belong to no workspace of its own."""
 TIMEOUT_S: Final = 20.0
@@ -53,10 +55,10 @@ class Accounts:
     def grant(self) -> None:
         """Gives each role what it has by the names of all that is there, and takes what is more."""
         roles = self.make_roles()
-        there = list(self._resources())
+        there = [one for one in self._resources() if one[1] != EVERYTHING]
         wanted: dict[RoleName, dict[Grant, str]] = {role: {} for role in ROLES}
         for reader in READERS:
-            wanted[reader] = {(resource, "*"): "READ" for resource in RESOURCES}
+            wanted[reader] = {(resource, EVERYTHING): "READ" for resource in RESOURCES}
         for resource, key, name in there:
             for role, permission in grants_of(resource, name).items():
                 wanted[role][resource, key] = permission

@@ -93,13 +93,50 @@ def why_renew(pem: bytes, hosts: Sequence[str]) -> str | None:
     """
     from cryptography import x509
 
-    certificate = x509.load_pem_x509_certificate(pem)
+    try:
+        certificate = x509.load_pem_x509_certificate(pem)
+        extensions = certificate.extensions
+    except ValueError:
+        return "its file holds no certificate in PEM"
     ends_at = certificate.not_valid_after_utc
     if ends_at < datetime.now(UTC) + SOON:
         return f"it ends on {ends_at:%Y-%m-%d}"
-    named = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
-    missing = [host for host in hosts if _host(host) not in list(named)]
+    try:
+        named = extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    except x509.ExtensionNotFound:
+        return "it names no host, since it has no subjectAltName"
+    missing = [host for host in hosts if not _is_named(host, named)]
     return f"it does not name {', '.join(missing)}" if missing else None
+
+
+def is_of_another(pem: bytes, authority: bytes) -> bool:
+    """Tells whether a certificate is of an authority of ours, and not of this one.
+
+    One of somebody else's authority is not, nor is what cannot be read.
+    """
+    from cryptography import x509
+    from cryptography.exceptions import InvalidSignature
+
+    try:
+        certificate = x509.load_pem_x509_certificate(pem)
+        certificate.verify_directly_issued_by(x509.load_pem_x509_certificate(authority))
+    except InvalidSignature:
+        return True
+    except (ValueError, TypeError):  # also where the issuer is called otherwise
+        return False
+    return False
+
+
+def _is_named(host: str, named: x509.SubjectAlternativeName) -> bool:
+    """Tells whether clients take a certificate for a host's (RFC 6125, 6.4)."""
+    from cryptography import x509
+
+    wanted = _host(host)
+    if not isinstance(wanted, x509.DNSName):
+        return wanted in list(named)
+    names = {name.lower() for name in named.get_values_for_type(x509.DNSName)}
+    parent = host.lower().partition(".")[2]  # a wildcard stands for one label, the left-most
+    return bool({host.lower(), f"*.{parent}"} & names)
 
 
 def _begin(

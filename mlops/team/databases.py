@@ -41,6 +41,18 @@ PLACES: Final[Mapping[str, str]] = {
     "MLOPS_ARTIFACTS_URL": "s3://artifacts",
 }
 LOGIN_RIGHTS: Final = "LOGIN NOSUPERUSER NOCREATEDB NOCREATEROLE NOREPLICATION NOBYPASSRLS"
+SHARES: Final[Mapping[str, float]] = {
+    "mlflow": 0.45,
+    "studies": 0.35,
+    "promoter": 0.1,
+    "ledger": 0.05,
+}
+"""How much of the server's connections each login may hold, so that none keeps the others out."""
+LARGE_OBJECTS: Final = (
+    "lo_creat(integer), lo_create(oid), lo_from_bytea(oid, bytea), lo_import(text), "
+    "lo_import(text, oid)"
+)
+"""What makes large objects: they belong to no table, and PostgreSQL lets everybody make them."""
 CONNECT_S: Final = 10
 
 
@@ -136,7 +148,7 @@ class Server:
 
 
 def make_databases(server: Server, passwords: Mapping[str, str]) -> list[str]:
-    """Makes logins and databases; sets the passwords, which may be new ones.
+    """Makes logins and databases; sets the passwords and limits, which may be new ones.
 
     Args:
         passwords: By login.
@@ -145,6 +157,9 @@ def make_databases(server: Server, passwords: Mapping[str, str]) -> list[str]:
 
     done = []
     with server.connected() as connection:
+        (n_connections,) = connection.execute(
+            "SELECT current_setting('max_connections')::int"
+        ).fetchone() or (0,)
         for login in LOGINS["admin"]:
             if login == SUPERUSER:
                 continue
@@ -155,10 +170,11 @@ def make_databases(server: Server, passwords: Mapping[str, str]) -> list[str]:
                 passwords[login].encode(), login.encode(), b"scram-sha-256"
             ).decode()
             connection.execute(
-                SQL("{} ROLE {} {} PASSWORD {}").format(
+                SQL("{} ROLE {} {} CONNECTION LIMIT {} PASSWORD {}").format(
                     SQL("ALTER" if is_there else "CREATE"),
                     Identifier(login),
                     SQL(LOGIN_RIGHTS),
+                    Literal(max(1, int(SHARES[login] * n_connections))),
                     Literal(verifier),
                 )
             )
@@ -169,12 +185,13 @@ def make_databases(server: Server, passwords: Mapping[str, str]) -> list[str]:
                 made = SQL("CREATE DATABASE {} OWNER {} ENCODING 'UTF8' TEMPLATE template0")
                 connection.execute(made.format(Identifier(database), Identifier(owner)))
                 done.append(f"database {database}")
-        for database in (SUPERUSER, *OWNERS):
+        for database in (SUPERUSER, "template1", *OWNERS):
             closed = SQL("REVOKE ALL ON DATABASE {} FROM PUBLIC").format(Identifier(database))
             connection.execute(closed)
     for database in OWNERS:
         with server.connected(database) as connection:
             connection.execute("REVOKE ALL ON SCHEMA public FROM PUBLIC")
+            connection.execute(f"REVOKE EXECUTE ON FUNCTION {LARGE_OBJECTS} FROM PUBLIC")
     return done
 
 

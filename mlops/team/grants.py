@@ -21,6 +21,7 @@ from mlflow.server import auth
 from mlflow.server.handlers import _get_request_message
 from mlflow.utils.workspace_utils import DEFAULT_WORKSPACE_NAME
 
+from mlops.team.accounts import EVERYTHING
 from mlops.team.roles import ROLES, Resource, grants_of, is_deleted_by_maker
 from mlops.team.rules import plain_path
 
@@ -72,7 +73,10 @@ def _settle(resource: Resource, key: str, name: str) -> None:
     """Leaves the roles' grants on something, and no account's own.
 
     Of one that had the same key and is gone, too: SQLite gives the number of an experiment again.
+    A model that an admin calls by MLflow's wildcard gets none: they would be grants on all models.
     """
+    if key == EVERYTHING:
+        return
     auth.store.delete_grants_for_resource(resource, key)
     _grant_to_roles(resource, key, name)
 

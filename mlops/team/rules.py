@@ -14,6 +14,7 @@ Checked before MLflow does: both must allow a request. Admins are asked nothing 
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Callable, Iterable
 from typing import Any, Final
 
@@ -43,6 +44,8 @@ SOURCES: Final = ("runs:/", "models:/", "mlflow-artifacts:/")
 """Where the bytes of a version may lie: where the server's rights are asked."""
 PROMPTS: Final = "mlflow.prompt."
 """How the tags begin that make a prompt of a model."""
+ADMINS_READS: Final = ("mlflow/users/list",)
+"""What others than admins do not read: who has an account, and who is admin."""
 
 _ID: Final = "[^/]+"
 WRITES: Final = {
@@ -77,16 +80,18 @@ _VERSIONED: Final = re.compile(r"/(?:ajax-)?api/[23]\.0/")
 
 @catch_mlflow_exception  # type: ignore[untyped-decorator, unused-ignore]
 def check_request() -> Response | None:
-    """Answers with 403 or 400 what the account may not ask for; a hook of Flask's."""
-    if request.method in READS or auth.is_unprotected_route(request.path):
+    """Answers with 401, 403 or 400 what the account may not ask for; a hook of Flask's."""
+    path = plain_path()
+    is_read = request.method in READS and path not in ADMINS_READS
+    if is_read or auth.is_unprotected_route(request.path):
         return None
     login = auth.authenticate_request()
     if not isinstance(login, Authorization):
-        return None  # MLflow says so to who is not logged in
+        refused: Response = login  # by MLflow, which would hash the password once more
+        return refused
     user = auth.store.get_user(login.username)
     if user.is_admin:
         return None
-    path = plain_path()
     allowed = _WRITES.get(request.method)
     if allowed is None or not allowed.fullmatch(path):
         raise _refused(
@@ -156,6 +161,7 @@ def _create_experiment(user_id: int) -> None:
 
 def _update_experiment(user_id: int) -> None:
     asked = _get_request_message(UpdateExperiment())
+    _refuse_odd_name(asked.new_name)
     name = _get_tracking_store().get_experiment(asked.experiment_id).name
     if "releases" in (kind_of("experiment", name), kind_of("experiment", asked.new_name)):
         raise _refused(
@@ -200,10 +206,38 @@ _RULES: Final[dict[tuple[str, str], Callable[[int], None]]] = {
 
 
 def _may_make(user_id: int, resource: Resource, name: str) -> None:
+    _refuse_odd_name(name)
     roles = {role.name for role in auth.store.list_user_roles(user_id)}
     why_not = why_not_make(roles, resource, name)
     if why_not is not None:
         raise _refused(why_not)
+
+
+def _refuse_odd_name(name: str) -> None:
+    why_not = why_odd(name)
+    if why_not is not None:
+        raise MlflowException.invalid_parameter_value(
+            f"{name[:100]!r} is no name that can be given; {why_not}."
+        )
+
+
+def why_odd(name: str) -> str | None:
+    """Returns what is wrong with a name for people and rights alike; None where nothing is.
+
+    Rights go by names: two that look the same would be taken for each other, and `*` is how MLflow
+    calls everything of a kind.
+    """
+    if name != name.strip() or name.endswith("."):
+        return "expected no white space at its ends, and no dot at its end"
+    if any(_is_unseen(letter) for letter in name):
+        return "expected letters that can be seen, and plain spaces"
+    if name and not name.strip("*?%"):
+        return "expected more than a wildcard"
+    return None
+
+
+def _is_unseen(letter: str) -> bool:
+    return unicodedata.category(letter) in ("Cc", "Cf", "Zl", "Zp", "Zs") and letter != " "
 
 
 def _refuse_prompts(keys: Iterable[str]) -> None:

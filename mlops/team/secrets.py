@@ -13,8 +13,9 @@
     accounts/                    a password for each account
 
 What follows from another file is made anew where it is missing: of `admin/pgpass` the others, of
-`seaweedfs/s3.json` all aws, of a private key its public half. Killed on the way, each file is there
-whole or not at all, and the next run makes the rest.
+`seaweedfs/s3.json` all aws, of a private key its public half. Where it is there and does not fit,
+since the other was made anew, that is noted. Killed on the way, each file is there whole or not at
+all, and the next run makes the rest.
 
 Files are for their owner alone (600, folders 700); what services of other users read is for the
 group, too (640, 750), so that they join it and nothing need be given away by root; `public` is for
@@ -32,9 +33,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
-from mlops.errors import MlopsError
+from mlops.errors import MlopsError, first_line
 from mlops.key_files import make_signing_key, public_pem, write_whole
-from mlops.team.certificates import certificate_of, make_authority, make_certificate
+from mlops.team.certificates import (
+    certificate_of,
+    is_of_another,
+    make_authority,
+    make_certificate,
+)
 from mlops.team.roles import ROLES
 
 PUBLIC: Final = "public"
@@ -52,6 +58,8 @@ SERVICES: Final = (
 """The folders."""
 FOR_GROUP: Final = ("postgres", "seaweedfs", "door", "grafana")
 """What services read that run as other users, of images that are not ours."""
+WITH_LOGIN: Final = ("admin", "trainer", "promoter", "server")
+"""Whose services log in to MLflow by a file."""
 INSIDE: Final = ("localhost", "127.0.0.1", "::1", "door")
 """What the door is reached by besides: from its own machine, and from another container."""
 
@@ -74,15 +82,28 @@ BUCKETS: Final[Mapping[str, tuple[str, ...]]] = {
 """What each login of the S3 store may do: everywhere, or in one bucket."""
 
 
-def make_secrets(folder: Path, hosts: Sequence[str] = ()) -> list[str]:
-    """Makes what is missing; returns the names of what it made, and no content.
+@dataclass(frozen=True, slots=True)
+class Made:
+    """What was made; no content of it.
+
+    Attributes:
+        names: Of the files, below the folder.
+        notes: What does not fit together and what to do about it, some sentences each.
+    """
+
+    names: tuple[str, ...]
+    notes: tuple[str, ...]
+
+
+def make_secrets(folder: Path, hosts: Sequence[str] = ()) -> Made:
+    """Makes what is missing, and compares what is there.
 
     Args:
         hosts: Names and addresses of the door, for its certificate.
 
     Raises:
         UsageError: a host is neither a name nor an address.
-        MlopsError: the folder cannot be written.
+        MlopsError: the folder cannot be written, or a key that something follows from is none.
     """
     box = _Box(folder)
     try:
@@ -100,7 +121,7 @@ def make_secrets(folder: Path, hosts: Sequence[str] = ()) -> list[str]:
             f"the secrets cannot be written to {str(folder)!r}: {err.strerror or err}. Run this as "
             "the user whom the folder belongs to."
         ) from err
-    return box.made
+    return Made(tuple(box.made), tuple(box.notes))
 
 
 def _protect(folder: Path) -> None:
@@ -149,6 +170,7 @@ def read_login(file: Path) -> tuple[str, str]:
 class _Box:
     folder: Path
     made: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
 
     def make(self, name: str, content: Callable[[], str | bytes]) -> bytes:
         """Returns what a file holds; makes it where it is missing."""
@@ -160,6 +182,14 @@ class _Box:
                 self.made.append(name)
         return path.read_bytes()
 
+    def follow(self, name: str, source: str, content: str) -> None:
+        """Makes what follows from another file; notes where what is there does not."""
+        if self.make(name, lambda: content).decode("utf-8", "replace").strip() != content.strip():
+            self.notes.append(
+                f"{name!r} does not fit {source!r}: one of them is older. Delete {name!r} and run "
+                "this again."
+            )
+
 
 def new_password() -> str:
     """Returns 256 random bits, of letters, digits, - and _, which no file's syntax minds."""
@@ -167,17 +197,24 @@ def new_password() -> str:
 
 
 def _make_database_logins(box: _Box) -> None:
-    superuser = box.make("postgres/password", new_password).decode()
+    admins = box.folder / "admin" / "pgpass"
+
+    def of_superuser() -> str:
+        known = read_passwords(admins) if admins.exists() else {}
+        return known.get(SUPERUSER) or new_password()
+
+    superuser = box.make("postgres/password", of_superuser).decode()
 
     def first() -> str:
         others = LOGINS["admin"][1:]
         return _pgpass({SUPERUSER: superuser} | {login: new_password() for login in others})
 
     box.make("admin/pgpass", first)
-    known = read_passwords(box.folder / "admin" / "pgpass")
+    known = read_passwords(admins)
     for service, logins in LOGINS.items():
-        mine = {login: known[login] for login in logins if login in known}
-        box.make(f"{service}/pgpass", lambda mine=mine: _pgpass(mine))  # type: ignore[misc]
+        if service != "admin":
+            mine = {login: known[login] for login in logins if login in known}
+            box.follow(f"{service}/pgpass", "admin/pgpass", _pgpass(mine))
 
 
 def _pgpass(passwords: Mapping[str, str]) -> str:
@@ -185,10 +222,11 @@ def _pgpass(passwords: Mapping[str, str]) -> str:
 
 
 def _make_store_logins(box: _Box) -> None:
-    made = json.loads(box.make("seaweedfs/s3.json", lambda: json.dumps(_identities(), indent=2)))
+    source = "seaweedfs/s3.json"
+    made = json.loads(box.make(source, lambda: json.dumps(_identities(), indent=2)))
     keys = {one["name"]: one["credentials"][0] for one in made["identities"]}
     for service in BUCKETS:
-        box.make(f"{service}/aws", lambda mine=keys[service]: _aws(mine))  # type: ignore[misc]
+        box.follow(f"{service}/aws", source, _aws(keys[service]))
 
 
 def _identities() -> dict[str, Any]:
@@ -215,12 +253,11 @@ def _aws(key: Mapping[str, str]) -> str:
 def _make_accounts(box: _Box) -> None:
     box.make("grafana/admin_password", new_password)
     box.make("mlflow/flask_secret", new_password)
-    passwords = {"admin": box.make("mlflow/admin_password", new_password)}
-    for role in ROLES:
-        passwords[role] = box.make(f"accounts/{role}", new_password)
-    for service in ("admin", "trainer", "promoter", "server"):
-        login = (service, passwords[service].decode())
-        box.make(f"{service}/mlflow_credentials", lambda login=login: _login(*login))  # type: ignore[misc]
+    for user in ("admin", *ROLES):
+        source = "mlflow/admin_password" if user == "admin" else f"accounts/{user}"
+        password = box.make(source, new_password).decode().strip()
+        if user in WITH_LOGIN:
+            box.follow(f"{user}/mlflow_credentials", source, _login(user, password))
 
 
 def _login(user: str, password: str) -> str:
@@ -228,17 +265,67 @@ def _login(user: str, password: str) -> str:
 
 
 def _make_keys(box: _Box, hosts: Sequence[str]) -> None:
-    signing = box.make("promoter/signing.pem", make_signing_key)
-    box.make(f"{PUBLIC}/release.pem", lambda: public_pem(signing))
-    authority = box.make("authority/ca.pem", make_authority)
-    box.make(f"{PUBLIC}/ca.pem", lambda: certificate_of(authority))
-    box.make("door/tls.pem", lambda: make_certificate(authority, hosts))
+    source = "promoter/signing.pem"
+    signing = box.make(source, make_signing_key)
+    half = _derived(box, source, public_pem, signing)
+    box.make(f"{PUBLIC}/release.pem", lambda: half)
+    # It may stand in another file: whoever changed the key keeps the public half of the one before.
+    known = {file.read_bytes().strip() for file in (box.folder / PUBLIC).glob("*.pem")}
+    if half.strip() not in known:
+        box.notes.append(
+            f"'{PUBLIC}/release.pem' does not fit {source!r}: what is signed now would not verify. "
+            f"Put the key that was there back to {source!r}; or, since what it signed is still to "
+            f"verify, rename its public half to '{PUBLIC}/release-1.pem', run this again, and name "
+            "both in PUBLIC_KEYS."
+        )
+    source = "authority/ca.pem"
+    authority = box.make(source, make_authority)
+    certificate = _derived(box, source, certificate_of, authority)
+    box.make(f"{PUBLIC}/ca.pem", lambda: certificate)
+
+    def sign(authority: bytes) -> bytes:
+        return make_certificate(authority, hosts)
+
+    box.make("door/tls.pem", lambda: _derived(box, source, sign, authority))
+    for name in (f"{PUBLIC}/ca.pem", "door/tls.pem"):
+        if is_of_another((box.folder / name).read_bytes(), authority):
+            box.notes.append(
+                f"{name!r} is of another authority than {source!r}. Delete {name!r}, run this "
+                f"again, reload the door, and give '{PUBLIC}/ca.pem' to the clients."
+            )
+
+
+def _derived(box: _Box, source: str, derive: Callable[[bytes], bytes], key: bytes) -> bytes:
+    try:
+        return derive(key)
+    except ValueError as err:
+        raise MlopsError(
+            f"{str(box.folder / source)!r} holds no key that can be used; expected PEM, without a "
+            f"password ({first_line(err)}). Put the right one there."
+        ) from err
 
 
 def _make_tokens(box: _Box) -> None:
-    tokens = {
-        "score": box.make("clients/token", new_password),
-        "metrics": box.make("door/metrics", new_password),
+    roles = {"clients/token": "score", "door/metrics": "metrics"}
+    lines = {
+        name: f"{hashlib.sha256(box.make(name, new_password)).hexdigest()} {role}\n"
+        for name, role in roles.items()
     }
-    lines = [f"{hashlib.sha256(token).hexdigest()} {role}\n" for role, token in tokens.items()]
-    box.make("door/tokens.map", lambda: "".join(lines))
+    tokens = "door/tokens.map"
+    known = box.make(tokens, lambda: "".join(lines.values())).decode("utf-8", "replace")
+    digests = {line.split()[0] for line in known.splitlines() if line.strip()}
+    for name, line in lines.items():
+        if line.split()[0] in digests:
+            continue
+        if name not in box.made:  # its line was removed, or a run was killed before it was added
+            box.notes.append(
+                f"{tokens!r} has no line for {name!r}, so that the door refuses it. To have "
+                f"another that it takes, delete {name!r} and run this again."
+            )
+            continue
+        known = known.rstrip("\n") + "\n" + line
+        write_whole(box.folder / tokens, known.encode(), 0o600)
+        box.notes.append(
+            f"{tokens!r} has a line more, for the new {name!r}: reload the door. The one before "
+            "is let in until its line is removed there."
+        )

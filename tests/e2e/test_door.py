@@ -289,6 +289,12 @@ def test_versions_of_tls_before_1_2_are_refused(door: Door, port: str) -> None:
             connect(old)
 
 
+@pytest.mark.parametrize("port", ["ui", "scoring", "grafana"])
+def test_http_2_is_refused_also_where_a_client_just_begins_with_it(door: Door, port: str) -> None:
+    said = door.answer_to(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes(9), port)
+    assert said.status == 400
+
+
 def test_a_reload_takes_a_new_token_and_gives_up_an_old_one(tmp_path: Path) -> None:
     port = free_port()
     with open_replica(port), open_door(tmp_path, SERVING_1_ADDRESS=f"127.0.0.1:{port}") as door:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import contextlib
 import http.client
 import json
+import socket
+import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +23,8 @@ from mlops.journal import Journal
 from mlops.mlflow_store import open_client
 from mlops.settings import Settings
 from mlops.sync import sync
+from mlops.team.accounts_app import stream_artifacts
+from mlops.team.rules import why_odd
 from mlops.team.secrets import read_login
 from mlops.tracking import Run, new_run_key
 from registry.alias import Registry, open_registry
@@ -636,6 +642,220 @@ def test_an_account_without_a_role_sees_nothing(stage: Stage) -> None:
         reply = team.ask(who, "GET", "2.0/mlflow/experiments/get", params=query)
         assert reply.status_code == (403 if who == "newcomer" else 401)
     assert post(stage, "newcomer", "experiments/create", name=team.name()) == 403
+
+
+# Names.
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *(
+            "*",
+            "**",
+            "?",
+            "%",
+            " ",
+            "x ",
+            " x",
+            "x\t",
+            "x\n",
+            "x.",
+            "x..",
+            "x .",
+            "x\x00y",
+            "x\u200by",
+        ),
+        *("x\u00adreleases", "x\u202ereleases", "x\u00a0y", "x\u3000y", "x\u2028y", "\ufeffx"),
+    ],
+)
+def test_a_name_that_looks_like_another_or_means_all_is_not_given(stage: Stage, name: str) -> None:
+    assert why_odd(name) is not None
+    for who, kind, odd in (
+        ("promoter", "registered-models", name),
+        ("trainer", "registered-models", f"x-candidates{name[-1]}"),
+        ("trainer", "experiments", name),
+        ("promoter", "experiments", f"x-releases{name[-1]}"),
+    ):
+        if why_odd(odd) is not None:
+            assert post(stage, who, f"{kind}/create", name=odd) == 400
+    made = stage.team.experiment("trainer", stage.team.name())
+    content = {"experiment_id": made, "new_name": name}
+    assert post(stage, "trainer", "experiments/update", **content) == 400
+
+
+@pytest.mark.parametrize("name", ["digits", "a b", "a.b", "Ziffern für alle", "数字", "a*", "100%"])
+def test_a_usual_name_is_not_odd(name: str) -> None:
+    assert why_odd(name) is None
+
+
+def test_a_model_called_as_the_wildcard_changes_no_grant_on_all(
+    stage: Stage, capsys: pytest.CaptureFixture[str]
+) -> None:
+    team = stage.team
+
+    def granted() -> dict[str, Any]:
+        query = {"workspace": "default"}
+        found = team.done("admin", "GET", "3.0/mlflow/roles/list", params=query)
+        return {
+            role["name"]: [one for one in role["permissions"] if one["resource_pattern"] == "*"]
+            for role in found["roles"]
+            if role["name"] in ROLES
+        }
+
+    before = granted()
+    team.model("admin", "*")  # whom no rule keeps from it
+    assert granted() == before
+    init(team, capsys, "accounts")
+    assert granted() == before
+
+
+# Logins.
+
+
+def test_who_has_an_account_is_for_admins_to_see(stage: Stage) -> None:
+    for api in ("/api", "/ajax-api"):
+        found = {
+            who: status(stage, who, "GET", f"{api}/2.0/mlflow/users/list")
+            for who in ROLES
+            if who != NOBODY
+        }
+        assert found == {who: 200 if who == "admin" else 403 for who in found}
+        assert status(stage, NOBODY, "GET", f"{api}/2.0/mlflow/users/list") == 401
+        assert status(stage, "viewer", "GET", f"{api}/2.0/mlflow/users/current") == 200
+
+
+def test_the_gateways_are_shut_without_a_look_at_the_login(stage: Stage) -> None:
+    path = "/gateway/mlflow/v1/chat/completions"
+    for asked in (path, "/gateway/unknown"):
+        for who in ("viewer", "admin", "stranger"):
+            password = stage.team.passwords[who]
+            login = "Basic " + base64.b64encode(f"{who}:{password}".encode()).decode()
+            second = {"X-MLflow-Authorization": login}
+            assert status(stage, NOBODY, "POST", asked, json={}, headers=second) == 401
+            assert status(stage, who, "POST", asked, json={}) == 403
+
+
+def test_a_wrong_login_takes_as_long_whether_there_is_such_an_account(stage: Stage) -> None:
+    def fastest(name: str) -> float:
+        took = []
+        for n in range(5):
+            stage.team.passwords[name] = f"wrong-{n}"
+            began = time.perf_counter()
+            assert status(stage, name, "GET", "2.0/mlflow/users/current") == 401
+            took.append(time.perf_counter() - began)
+        return min(took)
+
+    right = stage.team.passwords["viewer"]
+    known, unknown = fastest("viewer"), fastest("no-such-account")
+    stage.team.passwords["viewer"] = right
+    assert 0.5 < known / unknown < 2
+
+
+@pytest.mark.parametrize("method", ["DELETE", "GET", "POST", "PUT"])
+@pytest.mark.parametrize("path", ["/api/2.0/mlflow/runs/search", "/health", "/v1/traces"])
+@pytest.mark.parametrize("length", ["Content-Length: 1073741824", "Transfer-Encoding: chunked"])
+def test_the_login_is_asked_for_before_a_body_is_read(
+    stage: Stage, method: str, path: str, length: str
+) -> None:
+    host = stage.team.url.removeprefix("http://")
+    name, _, port = host.partition(":")
+    lines = (f"{method} {path} HTTP/1.1", f"Host: {host}", length, "", "")
+    with socket.create_connection((name, int(port)), timeout=10) as connection:
+        connection.sendall("\r\n".join(lines).encode())
+        assert connection.recv(12) == b"HTTP/1.1 401"  # though nothing of the body has come
+
+
+# Artifacts that lie in S3.
+
+PLACE = "/api/2.0/mlflow-artifacts/artifacts/"
+
+
+@dataclass
+class Objects:
+    """Stands for a client of S3: has one object, and tells how much of it was read."""
+
+    content: bytes
+    n_read: int = 0
+    is_closed: bool = False
+
+    def get_object(self, Bucket: str, Key: str) -> dict[str, Any]:
+        from botocore.exceptions import ClientError
+
+        if (Bucket, Key) != ("artifacts", "root/1/run/artifacts/a b.txt"):
+            raise ClientError({"Error": {"Code": "NoSuchKey"}}, "GetObject")
+        return {"ContentLength": len(self.content), "Body": self}
+
+    def iter_chunks(self, size: int) -> Iterator[bytes]:
+        for start in range(0, len(self.content), size):
+            self.n_read += size
+            yield self.content[start : start + size]
+
+    def close(self) -> None:
+        self.is_closed = True
+
+
+def fetch(app: Any, path: str, *, method: str = "GET", goes_after: int = 99) -> tuple[int, bytes]:
+    """Asks an ASGI application; the client goes after some messages of the answer."""
+    said: list[dict[str, Any]] = []
+    server = ("localhost", 80)
+    scope = {"type": "http", "method": method, "path": path, "headers": [], "query_string": b""}
+    scope |= {"asgi": {"spec_version": "2.3"}, "server": server, "client": server}
+
+    async def ask() -> None:
+        gone = asyncio.Event()
+        first = [{"type": "http.request"}]
+
+        async def receive() -> Any:
+            if first:
+                return first.pop()
+            await gone.wait()
+            return {"type": "http.disconnect"}
+
+        async def send(message: Any) -> None:
+            said.append(message)
+            if len(said) >= goes_after:
+                gone.set()
+                await asyncio.sleep(3600)  # as a client that reads no more
+
+        await app(scope | {"app": app, "router": app.router}, receive, send)
+
+    asyncio.run(ask())
+    return said[0]["status"], b"".join(one.get("body", b"") for one in said)
+
+
+def test_an_artifact_in_s3_is_sent_as_it_is_read_and_never_copied_to_the_disk(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    from fastapi import FastAPI
+    from mlflow.server import handlers
+    from mlflow.store.artifact.s3_artifact_repo import S3ArtifactRepository
+
+    objects = Objects(bytes(1_000_000))
+    store = S3ArtifactRepository("s3://artifacts/root")
+    monkeypatch.setattr(store, "_get_s3_client", lambda: objects)
+    monkeypatch.setattr(handlers, "_artifact_repo", store)
+    monkeypatch.setattr(handlers, "_send_artifact", handlers._send_artifact)
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    app = FastAPI()
+    stream_artifacts(app)
+    for place in (PLACE, PLACE.replace("/api/", "/ajax-api/")):
+        path = place + "1/run/artifacts/a b.txt"
+        assert fetch(app, path) == (200, objects.content)
+        assert objects.is_closed
+        assert fetch(app, path, method="HEAD")[0] == 405
+        assert fetch(app, place + "1/run/artifacts")[0] == 404  # a folder
+        assert fetch(app, place + "1/../2")[0] == 400
+        objects.n_read, objects.is_closed = 0, False
+        fetch(app, path, goes_after=3)
+        assert objects.is_closed and 0 < objects.n_read < 300_000
+    assert not list(tmp_path.iterdir())
+    # What Flask would send is fetched from the same place, with MLflow's rights asked again.
+    reply = handlers._send_artifact(store, "1/run/artifacts/a b.txt")
+    assert reply.status_code == 302
+    assert reply.headers["Location"] == (
+        "/ajax-api/2.0/mlflow-artifacts/artifacts/1/run/artifacts/a%20b.txt"
+    )
 
 
 # What `python -m mlops.init` does to it.

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shutil
 import sqlite3
+import subprocess
+import sys
 import threading
 import time
 from collections import defaultdict
@@ -39,6 +42,7 @@ from mlops.stores.store import Finding
 from mlops.stores.tracking_copy import PLACES
 from mlops.sync import sync
 from mlops.tracking import RUN_KEY, Run
+from mlops.upgrade import upgrade
 from registry import history
 from registry.alias import changing, open_registry
 from registry.catalog import Catalog
@@ -600,6 +604,33 @@ def test_a_team_with_a_server_has_places_that_the_server_hands_on(
     settings = settings_of(tmp_path / "back")
     restore(settings, tmp_path / "team")
     check_releases(settings)
+
+
+def test_a_backup_of_databases_says_how_to_restore_it_and_nothing_of_its_parts_steps(
+    postgresql: str, tmp_path: Path
+) -> None:
+    places = {
+        "MLOPS_HOME": str(tmp_path / "admin"),
+        "MLFLOW_TRACKING_URI": "https://mlflow.example",
+        "MLOPS_STUDY_URL": make_database(postgresql, "said-studies"),
+        "MLOPS_TRACKING_DB_URL": make_database(postgresql, "said-mlflow"),
+        "MLOPS_ACCOUNTS_DB_URL": make_database(postgresql, "said-accounts"),
+        "MLOPS_ARTIFACTS_URL": str(tmp_path / "artifacts"),
+    }
+    (tmp_path / "artifacts").mkdir()
+    upgrade(Settings.from_env(places))
+    folder = tmp_path / "backup"
+    done = subprocess.run(
+        [sys.executable, "-m", "mlops.backup", str(folder)],
+        env={**os.environ, **places},
+        capture_output=True,
+        text=True,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    lines = done.stdout.splitlines()
+    restoring = [line for line in lines if "mlops.restore" in line]
+    assert restoring[0] == f"  MLOPS_HOME=NEW-HOME python -m mlops.restore {folder}"
+    assert "MLFLOW_TRACKING_URI=https://mlflow.example" in restoring[1]
 
 
 def test_accounts_come_with_mlflow(home: Path, tmp_path: Path) -> None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
+import re
 import shutil
 import socket
 import ssl
@@ -14,13 +16,17 @@ import sys
 import threading
 from collections.abc import Iterator
 from configparser import ConfigParser
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
 import sqlalchemy as sa
 
+from experiments.study_copy import hold
+from mlops.errors import MlopsError
 from mlops.init import main
+from mlops.settings import Settings
 from mlops.team.certificates import make_certificate
 from mlops.team.databases import OWNERS, Server, make_databases, prepare
 from mlops.team.secrets import SERVICES, read_passwords
@@ -208,6 +214,132 @@ def test_a_certificate_that_will_not_do_is_told(
     assert "certificate: it ends on" in capsys.readouterr().err
 
 
+def test_own_certificates_that_will_not_do_are_told(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(folder, copy)
+    tls = copy / "door" / "tls.pem"
+    for content, words in (
+        (make_own_certificate([]), "it names no host"),
+        (b"no certificate", "holds no certificate in PEM"),
+        (make_own_certificate(["*.example.org"]), ""),
+        (make_own_certificate(["*.org"]), "it does not name podium.example.org"),
+        (make_own_certificate(["*.podium.example.org"]), "it does not name podium.example.org"),
+        (make_own_certificate(["PODIUM.example.org"]), ""),
+    ):
+        tls.write_bytes(content)
+        assert main(["secrets", str(copy), "--host", "podium.example.org"]) == 0
+        said = capsys.readouterr().err
+        assert words in said and bool(words) == bool(said), said
+        assert not words or f"If {str(tls)!r} is yours, put a new one there" in said
+        assert tls.read_bytes() == content
+
+
+def make_own_certificate(hosts: list[str]) -> bytes:
+    """Returns a certificate of its own key and its key, as of somebody else's authority."""
+    from cryptography import x509
+    from cryptography.hazmat.primitives import hashes, serialization
+    from cryptography.hazmat.primitives.asymmetric import ec
+
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "podium.example.org")])
+    now = datetime.now(UTC)
+    built = x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number())
+    built = built.not_valid_before(now).not_valid_after(now + timedelta(days=90))
+    if hosts:
+        names = x509.SubjectAlternativeName([x509.DNSName(host) for host in hosts])
+        built = built.add_extension(names, critical=False)
+    return built.sign(key, hashes.SHA256()).public_bytes(
+        serialization.Encoding.PEM
+    ) + key.private_bytes(
+        serialization.Encoding.PEM,
+        serialization.PrivateFormat.PKCS8,
+        serialization.NoEncryption(),
+    )
+
+
+@pytest.mark.parametrize(
+    ("deleted", "words"),
+    [
+        ("promoter/signing.pem", "what is signed now would not verify"),
+        ("authority/ca.pem", "'public/ca.pem' is of another authority than 'authority/ca.pem'"),
+        ("authority/ca.pem", "'door/tls.pem' is of another authority than 'authority/ca.pem'"),
+        ("admin/pgpass", "'trainer/pgpass' does not fit 'admin/pgpass'"),
+        ("seaweedfs/s3.json", "'promoter/aws' does not fit 'seaweedfs/s3.json'"),
+        ("accounts/server", "'server/mlflow_credentials' does not fit 'accounts/server'"),
+    ],
+)
+def test_pairs_that_do_not_fit_are_told_until_the_rest_is_deleted(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], deleted: str, words: str
+) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(folder, copy)
+    before = contents(copy)
+    (copy / deleted).unlink()
+    assert main(["secrets", str(copy)]) == 0
+    said = capsys.readouterr().err
+    assert words in said
+    assert {name for name, content in contents(copy).items() if content != before[name]} == {
+        deleted
+    }
+    if deleted == "promoter/signing.pem":  # what the key before signed is still to verify
+        (copy / "public" / "release.pem").rename(copy / "public" / "release-1.pem")
+    for name in set(re.findall(r"Delete '([^']+)'", said)):
+        (copy / name).unlink()
+    capsys.readouterr()
+    assert main(["secrets", str(copy)]) == 0
+    assert main(["secrets", str(copy)]) == 0
+    assert capsys.readouterr().err == ""
+    signature = sign_bytes(b"a release", copy / "promoter" / "signing.pem")
+    assert verify_bytes(b"a release", signature, [copy / "public" / "release.pem"])
+    shake_hands(copy, "localhost", copy / "public" / "ca.pem")
+
+
+def test_a_new_token_is_let_in_and_one_that_was_taken_back_is_told(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(folder, copy)
+    tokens, token = copy / "door" / "tokens.map", copy / "clients" / "token"
+    before = tokens.read_text().rstrip("\n")  # as an editor may leave it
+    tokens.write_text(before)
+    token.unlink()
+    assert main(["secrets", str(copy)]) == 0
+    assert "The one before is let in until its line is removed" in capsys.readouterr().err
+    line = f"{hashlib.sha256(token.read_bytes()).hexdigest()} score\n"
+    assert tokens.read_text() == f"{before}\n{line}"
+    assert stat.S_IMODE(tokens.stat().st_mode) == 0o640
+    assert main(["secrets", str(copy)]) == 0
+    assert capsys.readouterr().err == ""
+    tokens.write_text(before)
+    assert main(["secrets", str(copy)]) == 0
+    assert "has no line for 'clients/token'" in capsys.readouterr().err
+    assert tokens.read_text() == before
+
+
+def test_the_superusers_password_is_kept_where_another_file_knows_it(
+    folder: Path, tmp_path: Path
+) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(folder, copy)
+    before = contents(copy)
+    (copy / "postgres" / "password").unlink()
+    assert main(["secrets", str(copy)]) == 0
+    assert contents(copy) == before
+
+
+@pytest.mark.parametrize("name", ["promoter/signing.pem", "authority/ca.pem"])
+def test_a_key_that_is_none_is_named(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(folder, copy)
+    (copy / name).write_text("no key")
+    assert main(["secrets", str(copy)]) == 1
+    assert f"{str(copy / name)!r} holds no key that can be used" in capsys.readouterr().err
+
+
 def test_the_doors_names_come_from_its_setting(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -323,6 +455,10 @@ def test_the_promoter_adds_to_the_ledger_and_changes_nothing_in_it(databases: Se
         "CREATE FUNCTION mine() RETURNS int LANGUAGE sql AS 'SELECT 1'",
         "COPY ledger_events TO PROGRAM 'true'",
         "SET ROLE ledger",
+        "SELECT lo_creat(-1)",
+        "SELECT lo_create(0)",
+        "SELECT lo_from_bytea(0, 'x')",
+        "SELECT lo_import('/etc/hostname')",
     ):
         said = refused(databases, "promoter", "ledger", statement)
         assert "permission denied" in said or "must be owner" in said, statement
@@ -338,12 +474,34 @@ def test_the_promoter_reads_studies_and_those_to_come(databases: Server) -> None
 def test_nobody_connects_to_what_is_not_his(databases: Server) -> None:
     logins = ("mlflow", "studies", "ledger", "promoter")
     guests = {("promoter", "ledger"), ("promoter", "studies")}
-    for database in (*OWNERS, "postgres"):
+    for database in (*OWNERS, "postgres", "template1"):
         for login in logins:
             if OWNERS.get(database) == login or (login, database) in guests:
                 assert execute(databases.url(login, database), "SELECT 1") == 1
             else:
                 assert "denied" in refused(databases, login, database, "SELECT 1")
+
+
+def test_no_login_takes_the_connections_of_the_others(databases: Server) -> None:
+    engine = sa.create_engine(databases.url("promoter", "ledger"), poolclass=sa.NullPool)
+    n_connections = int(execute(databases.url("ledger", "ledger"), "SHOW max_connections"))
+    with contextlib.ExitStack() as held:
+        with pytest.raises(sa.exc.OperationalError, match="too many connections for role"):
+            for _ in range(n_connections):
+                held.enter_context(engine.connect())
+        for login, database in (("mlflow", "mlflow"), ("studies", "studies"), ("ledger", "ledger")):
+            assert execute(databases.url(login, database), "SELECT 1") == 1
+
+
+def test_a_backup_by_another_login_says_whose_settings_it_needs(
+    databases: Server, tmp_path: Path
+) -> None:
+    env = {"MLOPS_HOME": str(tmp_path), "MLOPS_STUDY_URL": databases.url("promoter", "studies")}
+    with (
+        pytest.raises(MlopsError, match=r"denied.*A backup needs the settings of an administrator"),
+        hold(Settings.from_env(env)),
+    ):
+        pass
 
 
 def test_owners_own_their_tables_and_nothing_more(databases: Server, postgresql: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -278,6 +279,23 @@ def test_sessions_of_others_are_named(tmp_path: Path, postgresql: str, old: Path
             (said,) = [one for one in find_sessions(login) if "ada" not in one]
             assert said.startswith("a session of postgres")
             assert "secret7731" not in said
+    wait_for_sessions(url)
+    assert upgrade(settings)["studies"].startswith(f"schema {OLD_OPTUNA}")
+
+
+def test_sessions_of_one_login_are_counted(tmp_path: Path, postgresql: str) -> None:
+    url = make_database(postgresql, "pooled")
+    make_old_optuna(url)
+    settings = settings_of(tmp_path / "home", studies=url)
+    engine = sa.create_engine(url, pool_size=3)
+    with contextlib.ExitStack() as held:
+        for _ in range(3):
+            held.enter_context(engine.connect()).exec_driver_sql("SELECT 1")
+        with pytest.raises(
+            MlopsError, match=r"writers: 3 sessions of postgres in the database pooled\. End them"
+        ):
+            upgrade(settings)
+    engine.dispose()
     wait_for_sessions(url)
     assert upgrade(settings)["studies"].startswith(f"schema {OLD_OPTUNA}")
 
