@@ -21,7 +21,7 @@ from optuna.storages._rdb import models
 from optuna.trial import TrialState
 
 from experiments.goals import Goals, goals_of_study
-from experiments.storage import has_storage, to_utc
+from experiments.storage import has_storage
 from experiments.studies import home_of, is_locked
 from mlops.errors import UsageError
 from mlops.settings import Settings
@@ -198,7 +198,7 @@ class Overview:
             if trial_id in infeasible:
                 value = None
             found[study_id].append(
-                TrialRow(trial_id, number, state, to_utc(began), to_utc(ended), value)
+                TrialRow(trial_id, number, state, _aware(began), _aware(ended), value)
             )
         return found
 
@@ -363,3 +363,8 @@ def _study_status(study: _Study, read: _Read, spans: list[Span]) -> StudyStatus:
 
 def _columns(model: Any) -> Any:
     return model.__table__.c
+
+
+def _aware(time: datetime | None) -> datetime | None:
+    """Optuna's tables hold UTC, without saying so."""
+    return None if time is None else time.replace(tzinfo=UTC)

@@ -15,7 +15,7 @@ MAX_MEETINGS = 10
 
 
 def to_utc(time: datetime | None) -> datetime | None:
-    """Returns a time of Optuna's as an aware one: it keeps local time, without saying so."""
+    """Returns a time that Optuna gives as an aware one: it is local, without saying so."""
     return None if time is None else time.astimezone(UTC)
 
 

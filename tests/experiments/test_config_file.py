@@ -43,6 +43,7 @@ seed = 4
 workers = 2
 cluster = "tcp://scheduler:8786"
 threads = 2
+population = 4
 
 [space.cnn]
 filters = [16, 32]
@@ -128,6 +129,8 @@ def test_the_flag_may_be_written_with_an_equals_sign(full: Path) -> None:
         ("--architectures dnn rnn", "architectures", ("dnn", "rnn")),
         ("--objective accuracy", "objective", "accuracy"),
         ("--trials 3", "trials", 3),
+        ("--population 8", "population", 8),
+        ("--population None", "population", None),
         ("--epochs 4", "epochs", 4),
         ("--sampler grid", "sampler", "grid"),
         ("--pruner none", "pruner", "none"),

@@ -52,14 +52,14 @@ def champion_of(client: Any) -> int | None:
     return None if release is None else release.version
 
 
-def test_the_test_rows_are_read_from_s3_for_the_child_that_has_no_network(
-    settings: Settings, client: Any, register: Register, dataset: Dataset
+def test_the_test_rows_are_read_from_s3_for_the_child_and_are_not_kept(
+    settings: Settings, client: Any, register: Register
 ) -> None:
     register(right=9.0, value=0.99)
     with open_registry(settings) as registry:  # with the real child
         done = promote(registry, NAME)
     assert (done.decision, champion_of(client)) == ("promoted", 1)
-    assert [path.name for path in settings.datasets_folder.iterdir()] == [dataset.fingerprint]
+    assert not settings.datasets_folder.exists()
 
 
 def everything(registry: Registry, client: Any) -> tuple[Any, ...]:
