@@ -8,7 +8,7 @@ PORT ?= 5001
 INSTALL := $(if $(shell command -v uv),uv pip install -q --python $(BIN)/python,$(BIN)/python -m pip install -q --disable-pip-version-check)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup sweep ui promote serve test test-system faults faults-registry backends lint bench bench-serving bench-scale lock
+.PHONY: help setup sweep ui promote serve test test-long test-system faults faults-registry lint bench bench-serving bench-scale lock
 
 help:         ## List the jobs.
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 18
@@ -40,8 +40,8 @@ faults: $(BIN)/.dev   ## Harm sweeps in every way there is, and count what that 
 faults-registry: $(BIN)/.dev  ## Kill promotions and rollbacks at every step, and have them meet, with SEEDS (20) seeds.
 	PODIUM_TEST_SEEDS=$(or $(SEEDS),20) $(BIN)/python -m pytest -q --timeout 3600 tests/registry/test_killed.py tests/registry/test_at.py $(ARGS)
 
-backends: $(BIN)/.dev  ## Sweep on TensorFlow and JAX, serve on the other, and compare populations of all architectures.
-	PODIUM_TEST_POPULATIONS="dnn cnn rnn vae" $(BIN)/python -m pytest -q --timeout 3600 tests/experiments/test_population.py tests/e2e/test_backends.py $(ARGS)
+test-long: $(BIN)/.dev  ## Run the tests that take minutes each, on TensorFlow and JAX; they need nothing but Python.
+	PODIUM_TEST_POPULATIONS="dnn cnn rnn vae" $(BIN)/python -m pytest -q -n 2 --dist loadgroup --no-loadscope-reorder -m long $(ARGS)
 
 lint: $(BIN)/.dev     ## Check style, types and the direction of imports.
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy && $(BIN)/lint-imports --no-cache

@@ -34,6 +34,8 @@ from tests.e2e.conftest import Swept
 from tests.e2e.own_data import PICTURES, write_penguins, write_pictures, write_strokes
 from tests.e2e.serving import Indoors, Scorer, free_port, serve
 
+pytestmark = pytest.mark.long
+
 ROOT = Path(__file__).parents[2]
 SMALL = {
     "penguins.csv": "--trials 2 --epochs 20",

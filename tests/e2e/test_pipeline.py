@@ -20,6 +20,8 @@ from registry.catalog import Catalog
 from registry.ledger import open_ledger
 from tests.e2e.serving import free_port
 
+pytestmark = pytest.mark.long
+
 ROOT = Path(__file__).parents[2]
 PIPELINE = yaml.safe_load((ROOT / "examples" / "pipeline.yml").read_text())
 STEPS: list[dict[str, Any]] = [one for one in PIPELINE["jobs"]["model"]["steps"] if "run" in one]

@@ -18,6 +18,8 @@ from experiments.storage import open_storage
 from tests.conftest import Tracking
 from tests.experiments.test_sweep import Notes
 
+pytestmark = pytest.mark.long
+
 ALONE = """
 import json, sys
 from experiments.architectures import open_architecture

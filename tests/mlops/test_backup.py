@@ -183,6 +183,7 @@ def read_all(file: Path) -> dict[str, list[Any]]:
         }
 
 
+@pytest.mark.long
 def test_a_home_that_is_used_is_backed_up_and_nothing_that_was_acknowledged_is_missing(
     home: Path, tmp_path: Path
 ) -> None:
