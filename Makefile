@@ -41,7 +41,7 @@ faults-registry: $(BIN)/.dev  ## Kill promotions and rollbacks at every step, an
 	PODIUM_TEST_SEEDS=$(or $(SEEDS),20) $(BIN)/python -m pytest -q --timeout 3600 tests/registry/test_killed.py tests/registry/test_at.py $(ARGS)
 
 test-long: $(BIN)/.dev  ## Run the tests that take minutes each, on TensorFlow and JAX; they need nothing but Python.
-	PODIUM_TEST_POPULATIONS="dnn cnn rnn vae" $(BIN)/python -m pytest -q -n 2 --dist loadgroup --no-loadscope-reorder -m long $(ARGS)
+	PODIUM_TEST_POPULATIONS="dnn cnn rnn vae" $(BIN)/python -m pytest -q -n 2 --dist loadgroup --no-loadscope-reorder --timeout 1800 -m long $(ARGS)
 
 lint: $(BIN)/.dev     ## Check style, types and the direction of imports.
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy && $(BIN)/lint-imports --no-cache
