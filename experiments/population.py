@@ -31,6 +31,7 @@ from experiments.training import (
     hash_weights,
     named,
     note_epoch,
+    order_rows,
     row_weights,
     score_classifier,
     seed_keras,
@@ -109,6 +110,8 @@ class Population:
         self._objective = objective
         self._slots: list[_Slot | None] = [None] * size
         self._labelled = architecture.task == "classifier"
+        self._train, self._val = dataset.part("train"), dataset.part("val")  # copies: taken once
+        self._weights: dict[str, np.ndarray] = {}
         self._rows = DeviceRows()
         self._program: _Program | None = None
         self._state: State | None = None
@@ -147,10 +150,15 @@ class Population:
         return _Slot(member, model)
 
     def _train_rows(self, member: Member) -> tuple[np.ndarray, ...]:
-        x, y = self._dataset.part("train")
+        """Returns the same arrays each time: so they stay on the device."""
+        x, y = self._train
         if not self._labelled:
             return (x,)
-        return (x, y, row_weights(member.params, y, len(self._dataset.class_names)))
+        weighing = member.params.get("class_weight", "none")
+        if weighing not in self._weights:
+            n_classes = len(self._dataset.class_names)
+            self._weights[weighing] = row_weights(member.params, y, n_classes)
+        return (x, y, self._weights[weighing])
 
     def _run_epoch(self) -> None:
         """Trains all places by one epoch, and tells of those that are somebody's."""
@@ -162,9 +170,7 @@ class Population:
         order = np.tile(np.arange(len(rows[0])), (len(self._slots), 1))
         for place, slot in live.items():
             epoch = len(slot.progress.history)
-            order[place] = np.random.default_rng([slot.member.seed, epoch]).permutation(
-                len(rows[0])
-            )
+            order[place] = order_rows(slot.member.seed, epoch, len(rows[0]))
         state = self._program.reset_metrics(self._state)
         for part, chosen in self._rows.take(rows, order, batch_size):
             state = self._program.train(state, part, chosen, batch_size)
@@ -214,7 +220,7 @@ class Population:
 
     def _validate(self, live: dict[int, _Slot]) -> dict[int, dict[str, float]]:
         assert self._program is not None and self._state is not None
-        x, y = self._dataset.part("val")
+        x, y = self._val
         if not self._labelled:
             found = self._program.evaluate(self._state, x, live)
             return {place: named("val", one) for place, one in found.items()}

@@ -104,8 +104,7 @@ def train(
     stopped = False
     for epoch in range(n_before, epochs):
         began = time.perf_counter()
-        # The order of an epoch depends on nothing but the seed and the epoch.
-        order = np.random.default_rng([seed, epoch]).permutation(len(x))
+        order = order_rows(seed, epoch, len(x))
         metrics = named("train", passes.train(rows, order, params.get("batch_size", 32)))
         metrics |= validate()
         metrics["learning_rate"] = float(np.asarray(model.optimizer.learning_rate))
@@ -145,6 +144,11 @@ def note_epoch(
         progress.best_value, progress.best_epoch = value, epoch
         progress.best_weights = get_weights()
     return True
+
+
+def order_rows(seed: int, epoch: int, n: int) -> np.ndarray:
+    """Returns the order (n,) of an epoch's rows: of nothing but the seed and the epoch."""
+    return np.random.default_rng([seed, epoch]).permutation(n)
 
 
 def named(part: str, metrics: dict[str, float]) -> dict[str, float]:
