@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from mlflow.store.artifact import s3_artifact_repo
 
 SECRET = "a-secret-that-no-message-may-hold"
 LOGINS = {  # SeaweedFS takes everybody where there is none
@@ -164,5 +165,8 @@ def open_object_store(
 
 
 def use(monkeypatch: pytest.MonkeyPatch, env: Mapping[str, str]) -> None:
+    """Sets an environment, as of a process that started with it."""
+    # MLflow keeps a client for five minutes, by login, not by address: a store of before's.
+    s3_artifact_repo._cached_get_s3_client.cache_clear()
     for name, value in env.items():
         monkeypatch.setenv(name, value)
