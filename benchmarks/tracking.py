@@ -290,12 +290,12 @@ def time_trials(rounds: int, command: str) -> None:
                 epochs=EPOCHS,
                 dataset_fingerprint=dataset.fingerprint,
                 datasets_url=settings.datasets_url,
-                datasets_folder=settings.datasets_folder,
-                name=f"cnn-{ask.number:05d}",
-                journal_folder=Path(home) / "journal" / "bench",
+                sweep="bench",
+                study="cnn",
+                number=f"{ask.number:05d}",
+                origin=f"{ask.number:05d}",
                 run_key=new_run_key(),
-                network=Path(home) / "n.keras",
-                checkpoint=Path(home) / f"{ask.number:05d}.checkpoint",
+                home=Path(home),
             )
             task = TrialTask(
                 training,

@@ -54,6 +54,11 @@ class Workers(Protocol):
         """Counts the workers that are there, and may soon take a call."""
         ...
 
+    @property
+    def has_own_homes(self) -> bool:
+        """Whether any worker that took part keeps its files in a home of its own."""
+        ...
+
     def submit(self, call: Callable[..., Any], *args: Any) -> Any:
         """Starts a call; returns a ticket that `next_done` gives back."""
         ...
@@ -115,6 +120,10 @@ class Cluster:
 
     def n_joining(self) -> int:
         return 0
+
+    @property
+    def has_own_homes(self) -> bool:
+        return False
 
     def submit(self, call: Callable[..., Any], *args: Any) -> Any:
         """Starts a call; returns a ticket that `next_done` gives back."""

@@ -9,7 +9,6 @@ fails it and enqueues it afresh; a finished trial was told and is never asked ag
 from __future__ import annotations
 
 import dataclasses
-import functools
 import math
 import tempfile
 import time
@@ -18,12 +17,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from experiments.architectures import Description, Params
+from experiments.away import NotFetchedError, fetch_network, wait_for_runs
 from experiments.cluster import WorkerDiedError, Workers
 from experiments.config import SweepConfig
 from experiments.config_file import write_config
 from experiments.finals import Chosen, Final, Finals
 from experiments.interrupt import Stop
-from experiments.population_trial import PopulationTask, run_population, take_result
+from experiments.population_trial import PopulationTask, run_population
 from experiments.progress import Progress
 from experiments.results import (
     StudyResult,
@@ -125,8 +125,7 @@ class Driver:
                 self.progress.note(
                     f"{search.name}: resumed with {tally.n_finished} of {tally.target} trials done."
                 )
-                kept = functools.partial(self._take_kept, search)
-                for run_key in [*search.recover(kept), *Finals(search).left_behind()]:
+                for run_key in [*search.recover(), *Finals(search).left_behind()]:
                     self.runs.close_interrupted(run_key)
             self.progress.update(description.name, search.tally())
 
@@ -205,6 +204,8 @@ class Driver:
 
     def finish(self, began: float, interrupted: bool) -> SweepResult:
         """Registers each study's best, ends the parent runs, and delivers what is left."""
+        if self.cluster.has_own_homes and not interrupted:
+            self._wait_for_hosts()
         for search in self._searches:
             if interrupted:
                 self.runs.stop_parent(search, "KILLED")
@@ -212,10 +213,10 @@ class Driver:
             if search.gave_up is not None:
                 self.progress.note(f"{search.name}: given up; {search.gave_up}.")
             self._forget_networks(search)
-            self._register_best(search)
+            is_registered = self._register_best(search)
             self.runs.end_parent(search)
             # Last: killed before this line, the same command does the end of it again.
-            if search.has_enough:
+            if search.has_enough and is_registered:
                 search.note_finished()
                 for left in self._network(search, "any").parent.glob("*.checkpoint*"):
                     left.unlink(missing_ok=True)  # of one that was killed, and given up
@@ -239,6 +240,26 @@ class Driver:
             interrupted=interrupted,
             ui_url=self._ui_url(),
         )
+
+    def _wait_for_hosts(self) -> None:
+        """Waits for what workers with homes of their own have yet to deliver; ends their runs."""
+        parents = {search.run_key for search in self._searches}
+        left = wait_for_runs(
+            self.settings,
+            self.sweep_id,
+            parents,
+            lambda: self.drain.undelivered() == 0,
+            FLUSH_S if self.drain.problem is None else FLUSH_SOON_S,
+            self.stop.is_set,
+        )
+        if left:
+            self.progress.note(
+                f"{len(left)} run(s) end without their last records, which lie on hosts that do "
+                "not deliver now. A host that is back delivers them: python -m mlops.sync"
+            )
+        ends = {key: status for search in self._searches for key, status in search.run_ends()}
+        for key in left:
+            self.runs.close_undelivered(key, ends.get(key, "FINISHED"))
 
     def abort(self) -> None:
         """After an error of the driver: no run stays RUNNING, and nothing finished is lost."""
@@ -311,7 +332,6 @@ class Driver:
         self, search: Search, name: str, run: Run, params: Params, seed: int, origin: str
     ) -> Training:
         """Returns what a worker needs; an attempt goes on where another of one origin was cut."""
-        network = self._network(search, name)
         return Training(
             architecture=search.description.path,
             objective=search.description.objective,
@@ -320,12 +340,12 @@ class Driver:
             epochs=self.config.epochs,
             dataset_fingerprint=self.dataset.fingerprint,
             datasets_url=self.settings.datasets_url,
-            datasets_folder=self.settings.datasets_folder,
-            name=f"{search.description.name}-{name}",
-            journal_folder=self.runs.journal.folder,
+            sweep=self.sweep_id,
+            study=search.description.name,
+            number=name,
+            origin=origin,
             run_key=run.key,
-            network=network,
-            checkpoint=network.with_name(f"{origin}.checkpoint"),
+            home=self.settings.home,
         )
 
     def _pending_finals(self) -> list[tuple[Search, Final]]:
@@ -393,8 +413,7 @@ class Driver:
     def _take_one(self, one: Outgoing, result: TrialResult | None, died: str) -> None:
         search, ask, run = one
         name = f"{search.description.name}-{ask.number:03d}"
-        kept = self._take_kept(search, ask.number)
-        result = result or kept
+        result = result or search.kept_result(ask.number)
         if result is None:
             again = search.retry(ask.number, died, charge=search.was_begun(ask.number))
             self.runs.close_dead(run.key, died)
@@ -404,12 +423,6 @@ class Driver:
         if result.state == "failed":
             self.progress.note(f"{name} failed: {result.reason}.")
 
-    def _take_kept(self, search: Search, number: int) -> TrialResult | None:
-        """Returns how a trial of a population ended although the rest of it did not."""
-        if self.config.population is None:
-            return None
-        return take_result(self._network(search, f"{number:05d}"))
-
     def _abandon(self) -> None:
         """Ends at once, so that the same command goes on later; nothing finished is lost."""
         while (ticket := self.cluster.next_done(timeout_s=0.0)) is not None:
@@ -418,7 +431,7 @@ class Driver:
         self.cluster.kill()
         self._let_go()
         for one in [one for out in self._out.values() for one in out]:
-            if (kept := self._take_kept(one.search, one.ask.number)) is not None:
+            if (kept := one.search.kept_result(one.ask.number)) is not None:
                 self._take_one(one, kept, "")
                 continue
             one.search.retry(one.ask.number, "interrupted", charge=False)
@@ -428,8 +441,19 @@ class Driver:
         self._out.clear()
         self._finals_out.clear()
 
-    def _register_best(self, search: Search) -> None:
-        """Logs the chosen network as a candidate, and the other members of a Pareto set."""
+    def _register_best(self, search: Search) -> bool:
+        """Logs the chosen network as a candidate, and the other members of a Pareto set.
+
+        Returns whether that is done; not while a network is where it cannot be fetched from now.
+        """
+        try:
+            self._register_chosen(search)
+        except NotFetchedError as err:
+            self.progress.note(f"{search.name}: {err}. The same command makes the candidate later.")
+            return False
+        return True
+
+    def _register_chosen(self, search: Search) -> None:
         chosen = Finals(search).chosen()
         if chosen is None:
             return
@@ -451,7 +475,7 @@ class Driver:
     def _register(self, search: Search, chosen: Chosen) -> bool:
         """Packages a network and logs it as a candidate; False if the network is gone."""
         network = self._network(search, chosen.name)
-        if not network.exists():
+        if not network.exists() and not fetch_network(self.settings, chosen.run_key, network):
             self.progress.note(
                 f"{search.name}: the network {network.name} is gone; no candidate is made. "
                 f"It was kept in {network.parent}."

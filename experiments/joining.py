@@ -1,14 +1,22 @@
 """The side of a running cluster's worker: what it must be to train for a sweep.
 
-A worker joins before it gets a trial. It checks that it runs the sweep's code, sees its home and
-its study database, and can compute with the sweep's threads; then it is made ready for that. What
-it says is a sentence for a person.
+A worker joins before it gets a trial. It checks that it runs the sweep's code, reaches its study
+database, and can compute with the sweep's threads; then it is made ready for that. What it says is
+a sentence for a person.
+
+A worker that sees the sweep's home works in it, and the driver delivers what it writes. One that
+does not, or whose MLOPS_HOME names another folder, works in a home of its own: it needs the
+tracking server and the dataset store, its host delivers its journal (`mlops.deliver`), and the
+networks that count go to the artifact store before a trial is told (`experiments.trial`).
 """
 
 from __future__ import annotations
 
 import os
 import secrets
+import shutil
+import socket
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,16 +24,22 @@ from typing import Any
 
 from experiments.cluster import run_once
 from experiments.same_code import describe_code, find_difference
-from experiments.trial import THREADS_VARIABLE
+from experiments.trial import THREADS_VARIABLE, Task
 from experiments.wanted import wanted_while
-from mlops.errors import first_line
+from mlops.dataset_store import open_datasets
+from mlops.deliver import find_unreachable
+from mlops.errors import MlopsError, first_line
+from mlops.settings import Settings
 from mlops.stores.database_check import open_to_read
+
+CALLS = "calls"
+"""In a home: a folder a driver, with the results of its calls."""
 
 MARKER = "driver"
 """In the folder of a sweep's calls: its token."""
 
-_joined: set[str] = set()
-"""The tokens of the sweeps that this process is ready for."""
+OLD_S = 24 * 3600.0
+"""Seconds after which a worker's own folder of calls is removed, when another sweep comes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +49,7 @@ class Terms:
     Attributes:
         token: Of this driver alone.
         folder: Of its calls' results, in the sweep's home.
+        tracking_uri: The tracking server; None where it is one of the driver's own.
         code: As `describe_code` has it in the driver.
         own: Modules of a user's own architectures.
         set_up: Makes a process compute with so many threads; RuntimeError if it is too late.
@@ -44,31 +59,62 @@ class Terms:
     home: Path
     folder: Path
     threads: int
-    study_url: str = field(repr=False)  # Dask logs what it cannot run
+    tracking_uri: str | None = field(repr=False)  # Dask logs what it cannot run
+    study_url: str = field(repr=False)
+    datasets_url: str = field(repr=False)
     code: dict[str, str]
     own: tuple[str, ...]
     set_up: Callable[[int], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a worker that has joined keeps its files.
+
+    Attributes:
+        name: What tells this home from any other: host and folder.
+        server: Where its host delivers to, if the home is the worker's own; None if it is the
+            sweep's.
+    """
+
+    name: str
+    home: Path
+    calls: Path
+    server: str | None = field(default=None, repr=False)
+
+    @property
+    def is_own(self) -> bool:
+        return self.server is not None
+
+
+_joined: dict[str, Place] = {}
+"""Where this process works for the sweeps that it is ready for, by their tokens."""
 
 
 class NotJoinedError(Exception):
     """A call came to a process that is not ready for its sweep: it has another's address."""
 
 
-def join(terms: Terms) -> str | None:
-    """Makes this process ready for a sweep; returns why it cannot be, or None."""
-    wrong = (
-        _find_wrong_code(terms)
-        or _find_wrong_home(terms)
-        or _find_wrong_threads(terms)
-        or _find_wrong_database(terms)
-    )
-    if wrong is None:
-        _joined.add(terms.token)
-    return wrong
+def join(terms: Terms) -> Place | str:
+    """Makes this process ready for a sweep; returns where it works, or why it cannot."""
+    wrong = _find_wrong_code(terms)
+    if wrong is not None:
+        return wrong
+    place = _find_place(terms)
+    if isinstance(place, str):
+        return place
+    wrong = _find_wrong_threads(terms) or _find_wrong_database(terms)
+    if wrong is not None:
+        return wrong
+    _joined[terms.token] = place
+    return place
 
 
-def run_joined(token: str, place: Path, call: Callable[..., Any], *args: Any) -> Any:
+def run_joined(token: str, number: int, call: Callable[..., Any], *args: Any) -> Any:
     """Runs a call once (`run_once`), for as long as its driver waits for it.
+
+    Args:
+        number: Of the call, among those of its driver.
 
     Raises:
         NotJoinedError: this process has not joined that sweep.
@@ -76,12 +122,17 @@ def run_joined(token: str, place: Path, call: Callable[..., Any], *args: Any) ->
     """
     from distributed import get_worker
 
-    if token not in _joined:
+    place = _joined.get(token)
+    if place is None:
         raise NotJoinedError
+    if place.server is not None:
+        args = tuple(
+            arg.moved(place.home, place.server) if isinstance(arg, Task) else arg for arg in args
+        )
     worker = get_worker()
     key = worker.get_current_task()
     with wanted_while(lambda: _is_wanted(worker, key)):
-        return run_once(place, call, *args)
+        return run_once(place.calls / str(number), call, *args)
 
 
 def _is_wanted(worker: Any, key: Any) -> bool:
@@ -98,23 +149,76 @@ def _find_wrong_code(terms: Terms) -> str | None:
     return f"it does not run what this sweep runs: {differ}. Install the same there, and restart it"
 
 
-def _find_wrong_home(terms: Terms) -> str | None:
-    try:
-        said = (terms.folder / MARKER).read_text()
-    except OSError:
-        said = ""
-    if said != terms.token:
+def _find_place(terms: Terms) -> Place | str:
+    """Returns where this process works: in the sweep's home if it sees that, else in its own."""
+    if _is_shared(terms):
+        wrong = _find_unwritable(terms.folder)
+        if wrong is not None:
+            return f"it cannot write in this sweep's MLOPS_HOME, {terms.home} ({wrong})"
+        return Place(f"{socket.gethostname()}:{terms.home}", terms.home, terms.folder)
+    server = os.environ.get("MLFLOW_TRACKING_URI") or terms.tracking_uri
+    if server is None or not server.startswith("http") or "://" not in terms.datasets_url:
         return (
-            f"it does not see this sweep's MLOPS_HOME; expected the same folder at {terms.home}, "
-            "on this host or on a volume that both mount there"
+            "it does not see this sweep's MLOPS_HOME; expected the same folder at "
+            f"{terms.home}, on this host or on a volume that both mount there, or else a "
+            "tracking server and a dataset store for both: MLFLOW_TRACKING_URI=https://... and "
+            "MLOPS_DATASETS_URL=s3://..."
         )
-    trace = terms.folder / secrets.token_hex(8)
+    return _make_own_place(terms, server)
+
+
+def _is_shared(terms: Terms) -> bool:
+    """Tells whether this process sees the sweep's home, and was not told of another."""
+    own = os.environ.get("MLOPS_HOME")
+    if own and Path(own).expanduser().resolve() != terms.home.resolve():
+        return False
+    try:
+        return (terms.folder / MARKER).read_text() == terms.token
+    except OSError:
+        return False
+
+
+def _make_own_place(terms: Terms, server: str) -> Place | str:
+    home = Settings.from_env().home
+    calls = home / CALLS / terms.token
+    try:
+        calls.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as err:
+        return f"it cannot write in its own MLOPS_HOME, {home} ({err.strerror})"
+    wrong = _find_unwritable(calls)
+    if wrong is not None:
+        return f"it cannot write in its own MLOPS_HOME, {home} ({wrong})"
+    _remove_old(home / CALLS)
+    try:
+        open_datasets(terms.datasets_url, home / "datasets").reach()
+    except MlopsError as err:
+        return f"it cannot use the dataset store ({first_line(err).rstrip('.')})"
+    wrong = find_unreachable(home, server)
+    if wrong is not None:
+        return f"it cannot deliver to the tracking server ({wrong})"
+    return Place(f"{socket.gethostname()}:{home}", home, calls, server)
+
+
+def _find_unwritable(folder: Path) -> str | None:
+    """Returns why nothing can be written in a folder; None if it can."""
+    trace = folder / secrets.token_hex(8)
     try:
         trace.touch()
         trace.unlink()
     except OSError as err:
-        return f"it cannot write in this sweep's MLOPS_HOME, {terms.home} ({err.strerror})"
+        return err.strerror or str(err)
     return None
+
+
+def _remove_old(root: Path) -> None:
+    """Removes what sweeps of long ago left in this worker's home."""
+    for folder in root.glob("*/"):
+        try:
+            is_old = time.time() - folder.stat().st_mtime > OLD_S
+        except FileNotFoundError:  # another worker removes it, too
+            continue
+        if is_old:
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def _find_wrong_threads(terms: Terms) -> str | None:

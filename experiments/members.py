@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from experiments.cluster import GROWTH_BYTES, LOOK_S
-from experiments.joining import Terms, join
+from experiments.joining import Place, Terms, join
 from mlops.errors import MlopsError, first_line
 
 ANSWER_S = 5.0
@@ -30,6 +30,7 @@ class Member:
         directory: Of this process alone; its address may be another's later.
         joining: What it will say to `join`; None once it has.
         refused: Why it gets no trial.
+        place: Where it works; None until it has joined.
         n_tasks: Calls that run or wait there, of whatever driver.
         leaves: Whether it is being started anew.
     """
@@ -39,6 +40,7 @@ class Member:
     has_nanny: bool
     joining: Any = None
     refused: str | None = None
+    place: Place | None = None
     is_running: bool = True
     n_tasks: int = 0
     memory: int = 0
@@ -81,6 +83,9 @@ class Members:
         address: The cluster's, as a person typed it.
         terms: What a worker must be.
         note: Takes a line for the person at the terminal.
+
+    Attributes:
+        have_own_homes: Whether any that has joined keeps its files in a home of its own.
     """
 
     def __init__(
@@ -94,6 +99,7 @@ class Members:
         self._looked = 0.0
         self._heard = time.monotonic()
         self._is_lost = False
+        self.have_own_homes = False
 
     def ready(self) -> list[Member]:
         """Returns who can take a call, those that have one too."""
@@ -239,7 +245,7 @@ class Members:
         Raises:
             MlopsError: the scheduler was gone for a moment, and has forgotten that it was asked.
         """
-        n_new = 0
+        n_new = n_own = 0
         for member in self._there.values():
             if member.joining is None or not member.joining.done():
                 continue
@@ -247,16 +253,24 @@ class Members:
             if answer.cancelled():
                 raise self.lose()
             try:
-                member.refused = answer.result(timeout=FETCH_S)
+                said = answer.result(timeout=FETCH_S)
             except Exception as err:  # it has no such function, or no Podium at all
                 member.refused = (
                     f"it cannot be asked ({type(err).__name__}: {first_line(err).rstrip('.')}); "
                     "scheduler and workers need the same Podium and packages as this sweep"
                 )
-            if member.refused is None:
-                n_new += 1
             else:
+                member.refused = said if isinstance(said, str) else None
+                member.place = said if isinstance(said, Place) else None
+            if member.place is None:
                 self._note(member.refusal)
+                continue
+            n_new += 1
+            n_own += member.place.is_own
         if n_new:
-            n_ready = len(self.ready())
-            self._note(f"{n_new} worker(s) of {self.address} joined; there are {n_ready} now.")
+            self.have_own_homes = self.have_own_homes or n_own > 0
+            homes = f", {n_own} of them with a home of its own" if n_own else ""
+            self._note(
+                f"{n_new} worker(s) of {self.address} joined{homes}; there are "
+                f"{len(self.ready())} now."
+            )

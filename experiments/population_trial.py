@@ -7,10 +7,9 @@ still while the population trains. Only one of all these threads goes on at a ti
 from __future__ import annotations
 
 import contextvars
-import json
 import threading
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -41,6 +40,9 @@ class PopulationTask:
 
     trials: tuple[TrialTask, ...]
     size: int
+
+    def moved(self, home: Path, server: str) -> PopulationTask:
+        return replace(self, trials=tuple(one.moved(home, server) for one in self.trials))
 
 
 def run_population(task: PopulationTask) -> list[TrialResult | None]:
@@ -102,7 +104,6 @@ class _Trial:
     def _run(self) -> None:
         try:
             self.result = run_trial(self._task, self._fit)
-            write_result(self._task.training, self.result)
         except BaseException as err:  # it was told of where it could be
             self._outcome = self._outcome or err
         finally:
@@ -125,28 +126,3 @@ class _Trial:
         self._outcome = outcome
         self._may_go_on.release()
         self._stands.acquire()
-
-
-def write_result(training: Training, result: TrialResult) -> None:
-    """Keeps how a trial ended until its driver knows: the worker may die before all have."""
-    path = result_file(training.network)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_name(f"{path.name}-draft")
-    draft.write_text(json.dumps(asdict(result)))
-    draft.replace(path)
-
-
-def result_file(network: Path) -> Path:
-    """Returns where the result of a population's trial is kept, by the place of its network."""
-    return network.with_suffix(".result")
-
-
-def take_result(network: Path) -> TrialResult | None:
-    """Returns a result that was kept, and removes it; None if there is none."""
-    path = result_file(network)
-    try:
-        found = TrialResult(**json.loads(path.read_text()))
-    except (OSError, ValueError, TypeError):
-        return None
-    path.unlink(missing_ok=True)
-    return found

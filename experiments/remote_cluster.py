@@ -3,7 +3,8 @@
 Nothing of it is the sweep's own. Workers come and go, other sweeps use them too, and they live on
 when the driver ends. So:
 
-- A worker joins before it gets a trial: the same code, home, study database and threads.
+- A worker joins before it gets a trial: the same code, study database and threads; it works in the
+  sweep's home where it sees that, and otherwise in one of its own (`experiments.joining`).
 - A trial is sent to one worker, by its address, and Dask moves it to no other. It is out, or it has
   ended, or its worker is gone. At most one a worker: of several sweeps each has one waiting there,
   and Dask takes them in turn, so that none starves.
@@ -30,7 +31,7 @@ from typing import Any
 from experiments.built_in import BUILT_IN
 from experiments.cluster import SILENT_S, RepeatedError, WorkerDiedError
 from experiments.config import SweepConfig
-from experiments.joining import MARKER, NotJoinedError, Terms, run_joined
+from experiments.joining import CALLS, MARKER, NotJoinedError, Terms, run_joined
 from experiments.members import FETCH_S, Member, Members
 from experiments.same_code import describe_code
 from experiments.trial import set_up_process
@@ -41,9 +42,6 @@ from mlops.settings import Settings
 
 NO_WORKER_S = 180.0
 TELL_S = 3.0
-CALLS = "calls"
-"""In the home: a folder a driver, with the results of its calls."""
-
 LOCK = "lock"
 GONE = "the worker's process is gone: it was killed, ran out of memory, or left"
 START = "dask worker {} --nthreads 1 --memory-limit 0 --preload experiments.trial"
@@ -63,7 +61,7 @@ class RemoteCluster:
 
     Args:
         members: Its worker processes.
-        folder: Of the results of calls; the workers see it too.
+        folder: Of the results of calls; the workers that share the home see it too.
         at_most: Workers to use at a time; None means all.
         note: Takes a line for the person at the terminal.
     """
@@ -86,6 +84,11 @@ class RemoteCluster:
 
     def n_joining(self) -> int:
         return len(self._members.joining())
+
+    @property
+    def has_own_homes(self) -> bool:
+        """Whether any worker that took part keeps its files in a home of its own."""
+        return self._members.have_own_homes
 
     def wait(self, timeout_s: float = NO_WORKER_S) -> None:
         """Waits until a worker has joined; one that trains for another sweep is waited for.
@@ -122,8 +125,9 @@ class RemoteCluster:
         used = [one.member for one in self._out.values()]
         free = [member for member in self._members.ready() if member not in used]
         member = min(free, key=lambda one: one.n_tasks)
-        place = self._folder / str(next(self._numbers))
-        future = self._members.send(member, run_joined, self._folder.name, place, call, *args)
+        number = next(self._numbers)
+        place = self._folder / str(number)
+        future = self._members.send(member, run_joined, self._folder.name, number, call, *args)
         member.n_tasks += 1
         self._out[future.key] = Call(future, place, member)
         future.add_done_callback(self._done.put)
@@ -262,7 +266,9 @@ def open_remote_cluster(
             home=settings.home,
             folder=folder,
             threads=config.threads,
+            tracking_uri=settings.tracking_uri,
             study_url=settings.study_url,
+            datasets_url=settings.datasets_url,
             code=describe_code(own),
             own=own,
             set_up=set_up,

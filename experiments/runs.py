@@ -129,6 +129,12 @@ class SweepRuns:
         run.set_tags({"mlops.failure": reason})
         run.end("FAILED")
 
+    def close_undelivered(self, run_key: str, status: Status) -> None:
+        """Ends a run whose own end lies on a host that does not deliver it."""
+        run = Run(self.journal, run_key)
+        run.set_tags({"mlops.undelivered": "true"})
+        run.end(status)
+
     def stop_parent(self, search: Search, status: Status) -> None:
         """Ends the run of a study that is not done."""
         Run(self.journal, search.run_key).end(status)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-from collections.abc import Callable
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,12 +19,14 @@ from optuna.trial import FrozenTrial, TrialState
 from experiments.architectures import Description, Params
 from experiments.config import SweepConfig
 from experiments.goals import METRICS, Goals, goals_of, to_attrs
+from experiments.kept_result import find_result
 from experiments.samplers import build_pruner, build_sampler
 from experiments.space import grid_cell
 from experiments.standing import Standing
-from experiments.trial import TrialResult
+from experiments.trial import STATUS, TrialResult
 from experiments.warm_start import find_warm_params
 from mlops.errors import UsageError
+from mlops.tracking import Status
 
 MAX_ATTEMPTS = 3
 STATES = {
@@ -32,6 +34,9 @@ STATES = {
     "pruned": TrialState.PRUNED,
     "failed": TrialState.FAIL,
 }
+
+ENDS: dict[TrialState, Status] = {STATES[state]: end for state, end in STATUS.items()}
+"""How the run of a trial ends that has this state."""
 
 optuna.logging.set_verbosity(optuna.logging.ERROR)
 
@@ -106,17 +111,16 @@ class Search:
     def pruner(self) -> optuna.pruners.BasePruner:
         return build_pruner(self._resolved)
 
-    def recover(self, kept: Callable[[int], TrialResult | None] = lambda _: None) -> list[str]:
+    def recover(self) -> list[str]:
         """Fails the trials that a dead driver left running, and enqueues them afresh.
 
-        Args:
-            kept: Takes a trial's number; returns how it ended, if it did and nobody was told.
+        One that has ended although nobody was told is told now.
 
         Returns their run keys; a trial whose driver died before its run was begun has none.
         """
         left = []
         for trial in self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
-            if (result := kept(trial.number)) is not None:
+            if (result := find_result(trial)) is not None:
                 self.tell(trial.number, result)
             else:
                 left.append(trial)
@@ -251,6 +255,16 @@ class Search:
             },
         )
         return True
+
+    def kept_result(self, number: int) -> TrialResult | None:
+        """Returns how a trial ended whose worker could not say so itself; None if it did not."""
+        return find_result(self._trial(number))
+
+    def run_ends(self) -> Iterator[tuple[str, Status]]:
+        """Yields the run key of each trial that was told, and how its run is to end."""
+        for trial in self.study.get_trials(deepcopy=False):
+            if trial.state in ENDS and "run_key" in trial.user_attrs:
+                yield trial.user_attrs["run_key"], ENDS[trial.state]
 
     def was_begun(self, number: int) -> bool:
         """Tells whether a worker had begun the trial (else its death is not the trial's fault)."""

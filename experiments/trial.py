@@ -15,22 +15,25 @@ import importlib
 import math
 import os
 import signal
+import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib import metadata
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Protocol, runtime_checkable
 
 from experiments.architectures import Architecture, Params, open_architecture
 from experiments.checkpoint import Checkpoint
 from experiments.goals import Goals
+from experiments.kept_result import keep_result
 from experiments.objectives import measure_costs
 from experiments.same_code import hash_sources
 from experiments.training import OnEpoch, Trained, train
 from experiments.wanted import check_wanted
 from mlops.data import Dataset
 from mlops.dataset_store import open_datasets
-from mlops.journal import Journal
+from mlops.deliver import start_delivery
+from mlops.journal import AWAY, Journal
 from mlops.settings import quiet
 from mlops.system_metrics import SystemMetrics
 from mlops.tracking import Run, Status
@@ -38,6 +41,11 @@ from mlops.tracking import Run, Status
 THREADS_VARIABLE = "_MLOPS_WORKER_THREADS"
 LOG_VARIABLE = "_MLOPS_WORKER_LOG"
 CHECKPOINT_EVERY_S = 10.0
+NETWORKS = "network"
+"""Where a run has its network, of a worker with a home of its own."""
+
+SEND_S = 60.0
+LOOK_S = 0.1
 STATUS: dict[str, Status] = {"complete": "FINISHED", "pruned": "KILLED", "failed": "FAILED"}
 
 
@@ -46,10 +54,12 @@ class Training:
     """What a worker needs to train a network and to tell of it: small, and nothing but data.
 
     Attributes:
-        datasets_folder: Where copies of datasets lie that are kept on S3.
-        name: Of the journal file, unique in the sweep.
-        network: Where to save it.
-        checkpoint: Where an attempt that was cut short left how far it came.
+        study: The architecture's short name: that of the study's folder, too.
+        number: "00012" of a trial; of what comes after the search its name.
+        origin: The number of the first attempt at it.
+        home: The folder of all its files: the sweep's, or the worker's own.
+        server: In a home of the worker's own: the tracking server that its journal is delivered to
+            from there. None where the sweep's driver delivers it.
     """
 
     architecture: str
@@ -59,12 +69,50 @@ class Training:
     epochs: int
     dataset_fingerprint: str
     datasets_url: str
-    datasets_folder: Path
-    name: str
-    journal_folder: Path
+    sweep: str
+    study: str
+    number: str
+    origin: str
     run_key: str
-    network: Path
-    checkpoint: Path
+    home: Path
+    server: str | None = field(default=None, repr=False)
+
+    @property
+    def name(self) -> str:
+        """What it is called in the sweep, where no other is called so."""
+        return f"{self.study}-{self.number}"
+
+    @property
+    def journal_folder(self) -> Path:
+        return self.home / "journal" / self.sweep
+
+    @property
+    def datasets_folder(self) -> Path:
+        """Where copies of datasets lie that are kept on S3."""
+        return self.home / "datasets"
+
+    @property
+    def network(self) -> Path:
+        """Where it is saved."""
+        return self.home / "sweeps" / self.sweep / self.study / f"{self.number}.keras"
+
+    @property
+    def checkpoint(self) -> Path:
+        """Where an attempt that was cut short left how far it came."""
+        return self.network.with_name(f"{self.origin}.checkpoint")
+
+    def moved(self, home: Path, server: str) -> Training:
+        """Returns the same for a worker with a home of its own, which delivers to a server."""
+        return replace(self, home=home, server=server)
+
+
+@runtime_checkable
+class Task(Protocol):
+    """What a worker is sent to do."""
+
+    def moved(self, home: Path, server: str) -> Task:
+        """Returns the same for a worker with a home of its own, which delivers to a server."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +132,9 @@ class TrialTask:
     goals: Goals
     to_beat: float
 
+    def moved(self, home: Path, server: str) -> TrialTask:
+        return replace(self, training=self.training.moved(home, server))
+
 
 @dataclass(frozen=True, slots=True)
 class FinalTask:
@@ -96,6 +147,9 @@ class FinalTask:
 
     training: Training
     refit: bool
+
+    def moved(self, home: Path, server: str) -> FinalTask:
+        return replace(self, training=self.training.moved(home, server))
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,7 +246,9 @@ def _key(training: Training, refit: bool) -> str:
 
 def run_trial(task: TrialTask, fit: Fit = fit_network) -> TrialResult:
     """Trains a trial in a worker; every way it can go is a result, but for the worker's death."""
-    return _tell(task.training, lambda run: _run_trial(task, run, fit))
+    result = _tell(task.training, lambda run: _run_trial(task, run, fit))
+    keep_result(_open_storage(task.study_url), task.trial_id, result)
+    return result
 
 
 def run_final(task: FinalTask, fit: Fit = fit_network) -> TrialResult:
@@ -202,7 +258,7 @@ def run_final(task: FinalTask, fit: Fit = fit_network) -> TrialResult:
 
 def _tell(training: Training, run_it: Callable[[Run], TrialResult]) -> TrialResult:
     """Runs a training and ends its run as it went; its driver does, where nobody waits for it."""
-    with Journal(training.journal_folder, training.name) as journal:
+    with _open_journal(training) as journal:
         run = Run(journal, training.run_key)
         with SystemMetrics(run.log_metrics):
             try:
@@ -213,9 +269,38 @@ def _tell(training: Training, run_it: Callable[[Run], TrialResult]) -> TrialResu
         run.set_tags({name: value for name, value in tags.items() if value is not None})
         if result.state == "pruned":
             run.set_tags({"mlops.pruned": "true"})
+        if result.saved and training.server is not None:
+            run.log_artifact(training.network, NETWORKS)
         run.end(STATUS[result.state])
-        training.checkpoint.unlink(missing_ok=True)
-        return result
+    training.checkpoint.unlink(missing_ok=True)
+    if result.saved and training.server is not None:
+        _send_network(training, journal)
+    return result
+
+
+def _open_journal(training: Training) -> Journal:
+    """Begins a training's journal; in a home of the worker's own, has its host deliver it."""
+    if training.server is None:
+        return Journal(training.journal_folder, training.name)
+    _deliver(training)
+    return Journal(training.journal_folder, f"{AWAY}-{training.name}")
+
+
+def _deliver(training: Training) -> None:
+    assert training.server is not None
+    start_delivery(training.journal_folder, training.home, training.server)
+
+
+def _send_network(training: Training, journal: Journal) -> None:
+    """Waits until the artifact store has a network, for a while: then this host may die.
+
+    Where no server answers it goes on, and the journal keeps the network until one does.
+    """
+    deadline = time.monotonic() + SEND_S
+    while journal.path.exists() and time.monotonic() < deadline:
+        _deliver(training)  # that it was killed is no reason to wait
+        time.sleep(LOOK_S)
+    training.network.unlink(missing_ok=True)
 
 
 def _run_trial(task: TrialTask, run: Run, fit: Fit) -> TrialResult:

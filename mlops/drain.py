@@ -27,6 +27,7 @@ from mlops.journal import (
     find_journals,
     find_spooled,
     find_writer,
+    is_away,
     is_closed,
     make_folder,
     read_before_damage,
@@ -57,6 +58,7 @@ class Part:
     Attributes:
         records: In order.
         doubtful: Whether some of them may have been sent before.
+        is_away: Whether a run that nobody knows of may be created yet, by another host's journal.
         n_taken: How many of them the sink has seen to; it sets that.
         held: The places of those among them that it keeps back for a while.
         n_noted: How many of them are noted as delivered.
@@ -64,6 +66,7 @@ class Part:
 
     records: list[Record]
     doubtful: bool
+    is_away: bool = False
     n_taken: int = 0
     held: set[int] = field(default_factory=set)
     n_noted: int = 0
@@ -198,7 +201,7 @@ class Delivery:
         # What stood here before this drain began, others may have sent, and died before the note
         # of it, or lost the note with the power.
         doubtful_until = self._doubtful_until.setdefault(path, _size(path))
-        part = Part(records, doubtful=sent < doubtful_until)
+        part = Part(records, doubtful=sent < doubtful_until, is_away=is_away(path))
         self._doubtful_until[path] = max(doubtful_until, records[-1].end)
         try:
             self._sink.deliver(self.folder, part)

@@ -46,6 +46,9 @@ from mlops.errors import TrackingError
 COMMIT_WINDOW_S = 0.1
 """How long records wait for an fsync that they share."""
 
+AWAY = "away"
+"""How the role begins of who writes of runs that are created on another host."""
+
 Writer = Literal["alive", "gone", "elsewhere", "unknown"]
 
 
@@ -386,6 +389,11 @@ def find_spooled(folder: Path, spooled: object) -> Path | None:
     if place == folder or place.resolve() != folder.resolve().joinpath(*parts):
         return None
     return None if any(path.is_symlink() for path in place.rglob("*")) else place
+
+
+def is_away(path: Path) -> bool:
+    """Tells whether a journal speaks of runs that another host's journal creates."""
+    return path.name.split("-")[1:2] == [AWAY]
 
 
 def find_journals(folder: Path) -> list[Path]:

@@ -104,7 +104,7 @@ class MlflowSink:
         self._call = _Call()
         for place, record in enumerate(part.records):
             if record.kind not in ("open", "close"):
-                if self._must_wait(self._creations, record):
+                if self._must_wait(self._creations, record, part.is_away):
                     break
                 self._take(folder, part, place)
             part.n_taken = place + 1
@@ -152,14 +152,20 @@ class MlflowSink:
             self.versions[key] = min(int(version.version) for version in found)
         return self.versions[key]
 
-    def _must_wait(self, creations: Creations, record: Record) -> bool:
-        """Tells whether a record speaks of a run whose creation stands undelivered in a journal."""
+    def _must_wait(self, creations: Creations, record: Record, is_away: bool) -> bool:
+        """Tells whether a record speaks of a run whose creation stands undelivered in a journal.
+
+        Args:
+            is_away: Whether that may be a journal of another host.
+        """
         key = record.fields["tags"].get(PARENT) if record.kind == "create" else record.run
         if key is None or key in self.run_ids or key in self._call.unknown:
             return False
         if creations.is_waiting(key):
             return True
         if self.find_run_id(key) is None:
+            if is_away:
+                return True
             self._call.unknown.add(key)
         return False
 

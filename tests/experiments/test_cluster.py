@@ -25,8 +25,8 @@ import pytest
 
 from experiments.cluster import Cluster, WorkerDiedError
 from experiments.config import SweepConfig
-from experiments.joining import MARKER, Terms, join
-from experiments.remote_cluster import CALLS, RemoteCluster, open_remote_cluster
+from experiments.joining import CALLS, MARKER, Place, Terms, join
+from experiments.remote_cluster import RemoteCluster, open_remote_cluster
 from experiments.same_code import describe_code, find_difference
 from experiments.storage import open_storage
 from experiments.study import Tally
@@ -441,7 +441,9 @@ def terms(tmp_path: Path, settings: Settings) -> Terms:
         home=tmp_path,
         folder=tmp_path,
         threads=1,
+        tracking_uri=None,
         study_url=settings.study_url,
+        datasets_url=str(tmp_path / "datasets"),
         code=describe_code(),
         own=(),
         set_up=leave_as_it_is,
@@ -469,7 +471,7 @@ def test_a_worker_says_why_it_cannot_take_part(
     monkeypatch.delenv(THREADS_VARIABLE)
     assert "something else has used TensorFlow" in says(set_up=too_late)
     assert "mlflow is" in says(code={**terms.code, "mlflow": "1.0"})
-    assert join(terms) is None
+    assert isinstance(join(terms), Place)
     assert "computes with 1 thread(s)" in says(threads=2)
 
 

@@ -299,7 +299,6 @@ def test_told_to_end_it_answers_what_it_has_and_nothing_is_left(
     assert group_is_gone(group)
 
 
-@pytest.mark.long
 def test_without_the_registry_the_kept_release_is_served_until_the_parent_is_gone(
     served: Served, registry: Registry, tmp_path: Path
 ) -> None:
