@@ -81,7 +81,7 @@ class SweepConfig:
     workers: int | None = None
     """Processes that train at the same time; by default one a core, at most 8; of a cluster all."""
     cluster: str | None = None
-    """A Dask cluster to train on: tcp://HOST:8786 or a scheduler file. It must see MLOPS_HOME."""
+    """A Dask cluster to train on: tcp://HOST:8786 or a scheduler file."""
     threads: int = 1
     """Threads a trial computes with. Part of what decides its weights."""
     population: int | None = None
