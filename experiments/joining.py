@@ -15,7 +15,6 @@ from __future__ import annotations
 import os
 import secrets
 import shutil
-import socket
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -38,7 +37,7 @@ CALLS = "calls"
 MARKER = "driver"
 """In the folder of a sweep's calls: its token."""
 
-OLD_S = 24 * 3600.0
+OLD_S = 30 * 24 * 3600.0
 """Seconds after which a worker's own folder of calls is removed, when another sweep comes."""
 
 
@@ -72,12 +71,10 @@ class Place:
     """Where a worker that has joined keeps its files.
 
     Attributes:
-        name: What tells this home from any other: host and folder.
         server: Where its host delivers to, if the home is the worker's own; None if it is the
             sweep's.
     """
 
-    name: str
     home: Path
     calls: Path
     server: str | None = field(default=None, repr=False)
@@ -97,13 +94,13 @@ class NotJoinedError(Exception):
 
 def join(terms: Terms) -> Place | str:
     """Makes this process ready for a sweep; returns where it works, or why it cannot."""
-    wrong = _find_wrong_code(terms)
+    wrong = _find_wrong_code(terms) or _find_wrong_database(terms)
     if wrong is not None:
         return wrong
     place = _find_place(terms)
     if isinstance(place, str):
         return place
-    wrong = _find_wrong_threads(terms) or _find_wrong_database(terms)
+    wrong = _find_wrong_threads(terms)
     if wrong is not None:
         return wrong
     _joined[terms.token] = place
@@ -155,7 +152,7 @@ def _find_place(terms: Terms) -> Place | str:
         wrong = _find_unwritable(terms.folder)
         if wrong is not None:
             return f"it cannot write in this sweep's MLOPS_HOME, {terms.home} ({wrong})"
-        return Place(f"{socket.gethostname()}:{terms.home}", terms.home, terms.folder)
+        return Place(terms.home, terms.folder)
     server = os.environ.get("MLFLOW_TRACKING_URI") or terms.tracking_uri
     if server is None or not server.startswith("http") or "://" not in terms.datasets_url:
         return (
@@ -196,7 +193,7 @@ def _make_own_place(terms: Terms, server: str) -> Place | str:
     wrong = find_unreachable(home, server)
     if wrong is not None:
         return f"it cannot deliver to the tracking server ({wrong})"
-    return Place(f"{socket.gethostname()}:{home}", home, calls, server)
+    return Place(home, calls, server)
 
 
 def _find_unwritable(folder: Path) -> str | None:
