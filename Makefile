@@ -8,7 +8,7 @@ PORT ?= 5001
 INSTALL := $(if $(shell command -v uv),uv pip install -q --python $(BIN)/python,$(BIN)/python -m pip install -q --disable-pip-version-check)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup sweep ui promote serve test test-long test-system faults faults-registry lint bench bench-serving bench-scale lock
+.PHONY: help setup sweep ui promote serve test test-long test-system faults faults-registry lint bench bench-serving bench-scale bench-scaling lock
 
 help:         ## List the jobs.
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 18
@@ -54,6 +54,9 @@ bench-serving: $(BIN)/.dev  ## Measure serving: servers side by side, alias move
 
 bench-scale: $(BIN)/.dev  ## Run 10,000 trials of a millisecond and print what they cost; ARGS="--trials 1000" for fewer.
 	PATH="$(CURDIR)/$(BIN):$$PATH" python -m benchmarks.scale $(ARGS)
+
+bench-scaling: $(BIN)/.dev  ## Measure trials an hour on 1, 2 and 4 workers, here and on simulated hosts; ARGS="--homes own".
+	PATH="$(CURDIR)/$(BIN):$$PATH" python -m benchmarks.scaling $(ARGS)
 
 # botocore, which the team's S3 store needs, wants python-dateutil below 3: one version for all three.
 COMPILE := uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header --no-annotate

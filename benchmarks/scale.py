@@ -35,7 +35,7 @@ import tyro
 
 from benchmarks.tables import print_aim, print_heading, print_rows
 from experiments.architectures import Description
-from experiments.cluster import Cluster, open_cluster
+from experiments.cluster import Workers, open_cluster
 from experiments.config import SweepConfig
 from experiments.progress import Lines
 from experiments.samplers import build_sampler
@@ -63,15 +63,18 @@ SPACE: dict[str, optuna.distributions.BaseDistribution] = {
 """The CNN's, for images of 8 x 8."""
 
 
-class Bare(Cluster):
-    """Workers that train nothing, and need no TensorFlow: an epoch is a pause."""
+class Bare:
+    """`Workers` that train nothing, and need no TensorFlow: an epoch is a pause."""
 
-    def __init__(self, cluster: Cluster, epoch_s: float) -> None:
-        super().__init__(cluster._client, cluster._cluster)
+    def __init__(self, workers: Workers, epoch_s: float) -> None:
+        self._workers = workers
         self._epoch_s = epoch_s
 
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._workers, name)
+
     def submit(self, call: Callable[..., Any], *args: Any) -> Any:
-        return super().submit(run_bare, call, self._epoch_s, *args)
+        return self._workers.submit(run_bare, call, self._epoch_s, *args)
 
     def call(self, function: Callable[..., Any], *args: Any) -> Any:
         """Describes the architecture that there is none of."""
@@ -95,7 +98,8 @@ class Bare(Cluster):
 
 
 @contextlib.contextmanager
-def open_bare_cluster(n_workers: int, log: Path, epoch_s: float) -> Iterator[Bare]:
+def open_bare_cluster(n_workers: int, log: Path, epoch_s: float) -> Iterator[Any]:
+    """Starts workers of this machine that need no TensorFlow; yields `Workers` (`Bare`)."""
     with open_cluster(n_workers, 1, log, preload="benchmarks.scale") as cluster:
         yield Bare(cluster, epoch_s)
 

@@ -123,6 +123,7 @@ def run_joined(token: str, number: int, call: Callable[..., Any], *args: Any) ->
     if place is None:
         raise NotJoinedError
     if place.server is not None:
+        place.calls.mkdir(mode=0o700, parents=True, exist_ok=True)
         args = tuple(
             arg.moved(place.home, place.server) if isinstance(arg, Task) else arg for arg in args
         )
@@ -177,12 +178,11 @@ def _is_shared(terms: Terms) -> bool:
 
 def _make_own_place(terms: Terms, server: str) -> Place | str:
     home = Settings.from_env().home
-    calls = home / CALLS / terms.token
     try:
-        calls.mkdir(mode=0o700, parents=True, exist_ok=True)
+        home.mkdir(mode=0o700, parents=True, exist_ok=True)
+        wrong = _find_unwritable(home)
     except OSError as err:
-        return f"it cannot write in its own MLOPS_HOME, {home} ({err.strerror})"
-    wrong = _find_unwritable(calls)
+        wrong = err.strerror
     if wrong is not None:
         return f"it cannot write in its own MLOPS_HOME, {home} ({wrong})"
     _remove_old(home / CALLS)
@@ -193,7 +193,7 @@ def _make_own_place(terms: Terms, server: str) -> Place | str:
     wrong = find_unreachable(home, server)
     if wrong is not None:
         return f"it cannot deliver to the tracking server ({wrong})"
-    return Place(home, calls, server)
+    return Place(home, home / CALLS / terms.token, server)
 
 
 def _find_unwritable(folder: Path) -> str | None:

@@ -114,6 +114,10 @@ class Members:
         found = [one for one in self._there.values() if one.refused is not None]
         return found if len(found) == len(self._there) else []
 
+    def refusals(self) -> list[str]:
+        """Returns a sentence for each that is refused: who, why, and what to do."""
+        return [one.refusal for one in self._there.values() if one.refused is not None]
+
     def is_there(self, member: Member) -> bool:
         return self._there.get(member.address) is member
 

