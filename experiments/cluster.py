@@ -15,7 +15,7 @@ import signal
 import tempfile
 import time
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -252,7 +252,11 @@ def _kill(pid: int) -> None:
 
 @contextlib.contextmanager
 def open_cluster(
-    n_workers: int, threads: int, log: Path, preload: str = "experiments.trial"
+    n_workers: int,
+    threads: int,
+    log: Path,
+    preload: str = "experiments.trial",
+    env: Mapping[str, str] | None = None,
 ) -> Iterator[Cluster]:
     """Starts worker processes on this machine; ends them on exit.
 
@@ -261,6 +265,7 @@ def open_cluster(
         threads: Threads that a trial computes with.
         log: File that takes what the workers write.
         preload: Module with a `dask_setup` that makes a worker's process ready.
+        env: More for the environment of each process.
     """
     import dask
     from distributed import Client, LocalCluster
@@ -294,7 +299,7 @@ def open_cluster(
             silence_logs=50,
             local_directory=str(log.parent / "workers"),
             preload=[preload],
-            env={THREADS_VARIABLE: str(threads), LOG_VARIABLE: str(log)},
+            env={THREADS_VARIABLE: str(threads), LOG_VARIABLE: str(log), **(env or {})},
         )
         client = Client(cluster, set_as_default=False)
         try:

@@ -79,13 +79,19 @@ class SweepConfig:
     seed: int = 0
     """Decides initial weights, the order of rows, and what the sampler proposes."""
     workers: int | None = None
-    """Processes that train at the same time; by default one a core, at most 8; of a cluster all."""
+    """Processes that train at once; by default one a GPU or core, at most 8; of a cluster all."""
     cluster: str | None = None
     """A Dask cluster to train on: tcp://HOST:8786 or a scheduler file."""
     threads: int = 1
     """Threads a trial computes with. Part of what decides its weights."""
     population: int | None = None
     """Train so many trials of one shape in one program; needs KERAS_BACKEND=jax."""
+    trials_per_gpu: int | Literal["auto"] | None = None
+    """Trials that share a GPU of this machine; auto packs by the memory of the first trials."""
+    budget_gpu_hours: float | None = None
+    """Start no trial once the trials of all its studies have used so many GPU hours."""
+    gpu_price: float | None = None
+    """Price of a GPU hour, in any currency: what a trial cost is then logged as `cost`."""
 
     def check(self) -> None:
         """Refuses what cannot be, all of it at once.
@@ -98,9 +104,15 @@ class SweepConfig:
         refuse(find_wrong(self))
 
     @property
-    def n_workers(self) -> int:
+    def n_cores(self) -> int:
+        """Cores that this process may use."""
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-        return self.workers or max(1, min(8, (cores or 1) // self.threads))
+        return cores or 1
+
+    @property
+    def n_workers(self) -> int:
+        """Processes on a machine without a GPU."""
+        return self.workers or max(1, min(8, self.n_cores // self.threads))
 
     @property
     def default_sampler(self) -> Literal["tpe"]:
@@ -149,8 +161,9 @@ class SweepConfig:
     def fingerprint(self, dataset_fingerprint: str, architecture: str) -> str:
         """Returns 16 hex digits of what decides a study's trials and its candidate.
 
-        How long it goes on and on which workers (`trials`, `timeout_s`, `workers`, `cluster`) may
-        change between two tries of one study; names do not matter. A sampler or pruner that is what
+        How long it goes on and on which workers (`trials`, `timeout_s`, `budget_gpu_hours`,
+        `workers`, `cluster`, `trials_per_gpu`) may change between two tries of one study; names and
+        `gpu_price` do not matter. A sampler or pruner that is what
         "auto" stands for counts as "auto", so that more trials may be asked for although they make
         it stand for another.
 

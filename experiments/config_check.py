@@ -86,6 +86,7 @@ _LEAST: Final = {
     "threads": 1,
     "seeds": 2,
     "population": 2,
+    "trials_per_gpu": 1,
     "seed": 0,
     "split_seed": 0,
 }
@@ -95,14 +96,15 @@ _BITS: Final = {"seed": 32, "split_seed": 64}
 def _find_out_of_range(sound: Mapping[str, Any], spell: Callable[[str], str]) -> Iterator[str]:
     for name, least in _LEAST.items():
         value = sound.get(name)
-        if value is not None and value < least:
+        if isinstance(value, int) and value < least:
             yield f"{spell(name)} must be at least {least}, got {value!r}"
     for name, bits in _BITS.items():
         if sound.get(name, 0) >= 2**bits:
             yield f"{spell(name)} must be below 2**{bits}, got {sound[name]!r}"
-    timeout_s = sound.get("timeout_s")
-    if timeout_s is not None and not 0 < timeout_s < math.inf:
-        yield f"{spell('timeout_s')} must be above 0 and finite, got {timeout_s!r}"
+    for name in ("timeout_s", "budget_gpu_hours", "gpu_price"):
+        value = sound.get(name)
+        if value is not None and not 0 < value < math.inf:
+            yield f"{spell(name)} must be above 0 and finite, got {value!r}"
     size = sound.get("image_size")
     if size is not None and min(size) < 1:
         yield f"{spell('image_size')} must be at least 1 pixel each way, got {size[0]} {size[1]}"
@@ -192,18 +194,23 @@ def _find_wrong_types(
     config: SweepConfig, spell: Callable[[str], str]
 ) -> Iterator[tuple[str, str]]:
     for name, hint in typing.get_type_hints(SweepConfig).items():
-        value = getattr(config, name)
+        value, words = getattr(config, name), []
         if get_origin(hint) in (types.UnionType, typing.Union):
             if value is None:
                 continue
-            hint = next(one for one in get_args(hint) if one is not types.NoneType)
+            kinds = [one for one in get_args(hint) if one is not types.NoneType]
+            hint = kinds[0]
+            words = [word for one in kinds[1:] for word in get_args(one)]
+            if value in words:
+                continue
         shown = show(value)
         if get_origin(hint) is Literal:
             valid = get_args(hint)
             if value not in valid:
                 yield name, f"{spell(name)} {shown} is unknown; {choose(str(value), valid)}"
         elif not _TYPES[hint][0](value):
-            yield name, f"{spell(name)} must be {_TYPES[hint][1]}, got {shown}"
+            expected = " or ".join([_TYPES[hint][1], *words])
+            yield name, f"{spell(name)} must be {expected}, got {shown}"
 
 
 def _is_text(value: Any) -> bool:

@@ -94,9 +94,9 @@ def read_options(options: Mapping[str, Any], where: str) -> SweepConfig:
     known = {key: _as_field(value) for key, value in options.items() if key in _FIELDS}
     config = SweepConfig(**known)
     refuse([*wrong, *find_wrong(config, spell=str)], f"{where}: ")
-    if config.timeout_s is not None:
-        config = dataclasses.replace(config, timeout_s=float(config.timeout_s))
-    return config
+    said = {name: getattr(config, name) for name in ("timeout_s", "budget_gpu_hours", "gpu_price")}
+    floats: Any = {name: float(value) for name, value in said.items() if value is not None}
+    return dataclasses.replace(config, **floats)
 
 
 def _as_field(value: Any) -> Any:

@@ -34,6 +34,7 @@ from experiments.results import (
     study_result,
 )
 from experiments.runs import SweepRuns
+from experiments.sharing import Sharing
 from experiments.studies import CONFIG, home_of
 from experiments.study import MAX_ATTEMPTS, Ask, Search, open_search
 from experiments.trial import FinalTask, Training, TrialResult, TrialTask, run_final, run_trial
@@ -88,9 +89,13 @@ class Driver:
     _finals_out: dict[Any, tuple[Search, Final, Run]] = field(default_factory=dict)
     _deaths: dict[str, int] = field(default_factory=dict)
     _seen_alive: float = field(default_factory=time.monotonic)
+    _sharing: Sharing = field(init=False)
     _listened: float = 0.0
     _told_url: bool = False
     _told_problem: str | None = None
+
+    def __post_init__(self) -> None:
+        self._sharing = Sharing(self.config, self.cluster, self._searches, self.progress.note)
 
     @property
     def studies(self) -> list[Any]:
@@ -139,8 +144,11 @@ class Driver:
             n_alive = self._n_alive()
             timeout_s = self.config.timeout_s
             late = timeout_s is not None and time.monotonic() - began > timeout_s
+            late = late or self._sharing.is_spent()
             # More tasks than workers would queue in Dask, and die there with a neighbour's worker.
-            submitted = len(self._out) < n_alive and not late and self._submit_next()
+            wanted = bool(self._held) or not self._has_enough()
+            free = len(self._out) < n_alive and wanted and not late
+            submitted = free and self._sharing.may_send() and self._submit_next()
             if not submitted and not self._out and (late or self._has_enough()):
                 self._let_go()
                 return False
@@ -159,7 +167,8 @@ class Driver:
             if not pending and not self._finals_out:
                 return False
             n_alive = self._n_alive()
-            if pending and len(self._finals_out) < n_alive:
+            free = bool(pending) and len(self._finals_out) < n_alive
+            if free and self._sharing.may_send_final():
                 self._submit_final(*pending[0])
             else:
                 ticket = self.cluster.next_done(timeout_s=0.2)
@@ -284,6 +293,7 @@ class Driver:
                 task = PopulationTask(tasks, self.config.population)
                 ticket = self.cluster.submit(run_population, task)
             self._out[ticket] = out
+            self._sharing.begin(ticket)
             return True
         return False
 
@@ -346,6 +356,7 @@ class Driver:
             origin=origin,
             run_key=run.key,
             home=self.settings.home,
+            gpu_price=self.config.gpu_price,
         )
 
     def _pending_finals(self) -> list[tuple[Search, Final]]:
@@ -364,11 +375,14 @@ class Driver:
         training = self._training(search, final.name, run, final.params, final.seed, final.name)
         training = dataclasses.replace(training, epochs=final.epochs)
         task = FinalTask(training, refit=final.kind == "refit")
-        self._finals_out[self.cluster.submit(run_final, task)] = (search, final, run)
+        ticket = self.cluster.submit(run_final, task)
+        self._finals_out[ticket] = (search, final, run)
+        self._sharing.begin(ticket)
 
     def _take_final(self, ticket: Any) -> None:
         """Notes how a final ended; one whose worker died is trained again, some times."""
         search, final, run = self._finals_out.pop(ticket)
+        self._sharing.end(ticket)
         name = f"{search.description.name}-{final.name}"
         try:
             result = self.cluster.result(ticket)
@@ -382,6 +396,10 @@ class Driver:
                 self.progress.note(f"{name}: {err}; it is tried again.")
                 return
             result = TrialResult("failed", None, None, None, reason=str(err))
+        if result.out_of_memory is not None and result.out_of_memory > 1:
+            self._sharing.finals_alone = True
+            self.progress.note(f"{name}: {result.reason}; it is tried again alone.")
+            return
         Finals(search).note(final, run.key, result)
         said = f"failed: {result.reason}" if result.state == "failed" else "done"
         if result.value is not None:
@@ -401,26 +419,31 @@ class Driver:
             if self.stop.is_set():
                 return  # it was stopped with the sweep: `_abandon` sees to it
             found, died = None, str(err)
-        out = self._out.pop(ticket)
+        out, gpu_s = self._out.pop(ticket), self._sharing.end(ticket)
+        each_s = None if gpu_s is None else gpu_s / len(out)
         results = found if isinstance(found, list) else [found] * len(out)
         for one, result in zip(out, results, strict=True):
-            self._take_one(one, result, died)
+            self._take_one(one, result, died, each_s)
         search = out[0].search
         if any(one is not None and one.saved for one in results):
             self._forget_networks(search)
         self.progress.update(search.description.name, search.tally())
 
-    def _take_one(self, one: Outgoing, result: TrialResult | None, died: str) -> None:
+    def _take_one(
+        self, one: Outgoing, result: TrialResult | None, died: str, gpu_s: float | None
+    ) -> None:
         search, ask, run = one
         name = f"{search.description.name}-{ask.number:03d}"
         result = result or search.kept_result(ask.number)
         if result is None:
-            again = search.retry(ask.number, died, charge=search.was_begun(ask.number))
+            charge = search.was_begun(ask.number)
+            again = search.retry(ask.number, died, charge=charge, gpu_s=gpu_s)
             self.runs.close_dead(run.key, died)
             self.progress.note(f"{name}: {died}; it is {'tried again' if again else 'given up'}.")
             return
-        search.tell(ask.number, result)
-        if result.state == "failed":
+        if search.tell_or_retry(ask.number, result):
+            self.progress.note(f"{name}: {result.reason}; it is tried again alone.")
+        elif result.state == "failed":
             self.progress.note(f"{name} failed: {result.reason}.")
 
     def _abandon(self) -> None:
@@ -430,16 +453,22 @@ class Driver:
             (self._take if ticket in self._out else self._take_final)(ticket)
         self.cluster.kill()
         self._let_go()
-        for one in [one for out in self._out.values() for one in out]:
-            if (kept := one.search.kept_result(one.ask.number)) is not None:
-                self._take_one(one, kept, "")
-                continue
-            one.search.retry(one.ask.number, "interrupted", charge=False)
-            self.runs.close_interrupted(one.run.key)
+        for ticket, out in self._out.items():
+            gpu_s = self._sharing.end(ticket)
+            self._abandon_all(out, None if gpu_s is None else gpu_s / len(out))
         for _, _, run in self._finals_out.values():
             self.runs.close_interrupted(run.key)
         self._out.clear()
         self._finals_out.clear()
+
+    def _abandon_all(self, out: list[Outgoing], gpu_s: float | None) -> None:
+        """Gives back trials that were out at a worker."""
+        for one in out:
+            if (kept := one.search.kept_result(one.ask.number)) is not None:
+                self._take_one(one, kept, "", gpu_s)
+                continue
+            one.search.retry(one.ask.number, "interrupted", charge=False, gpu_s=gpu_s)
+            self.runs.close_interrupted(one.run.key)
 
     def _register_best(self, search: Search) -> bool:
         """Logs the chosen network as a candidate, and the other members of a Pareto set.

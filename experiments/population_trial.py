@@ -58,7 +58,8 @@ def run_population(task: PopulationTask) -> list[TrialResult | None]:
     population = Population(
         architecture, dataset, size=task.size, epochs=first.epochs, objective=first.objective
     )
-    trials = [_Trial(one) for one in task.trials]
+    n_together = min(task.size, len(task.trials))
+    trials = [_Trial(one, n_together) for one in task.trials]
 
     def members() -> Iterator[Member]:
         for one in trials:
@@ -81,9 +82,10 @@ def run_population(task: PopulationTask) -> list[TrialResult | None]:
 class _Trial:
     """A trial in a thread, which stands still from the beginning of its training to the end."""
 
-    def __init__(self, task: TrialTask) -> None:
+    def __init__(self, task: TrialTask, n_together: int) -> None:
         self.result: TrialResult | None = None
         self._task = task
+        self._n_together = n_together
         self._member: Member | None = None
         self._outcome: Trained | BaseException | None = None
         self._may_go_on, self._stands = threading.Semaphore(0), threading.Semaphore(0)
@@ -103,7 +105,7 @@ class _Trial:
 
     def _run(self) -> None:
         try:
-            self.result = run_trial(self._task, self._fit)
+            self.result = run_trial(self._task, self._fit, self._n_together)
         except BaseException as err:  # it was told of where it could be
             self._outcome = self._outcome or err
         finally:

@@ -17,6 +17,7 @@ from mlops.tracking import RELEASES
 if TYPE_CHECKING:
     from experiments.architectures import Description
     from experiments.cluster import Workers
+    from experiments.packing import Packing
     from experiments.progress import Progress
     from mlops.data import Dataset
 
@@ -114,9 +115,14 @@ def check_study(config: SweepConfig, settings: Settings, dataset: Dataset) -> No
         )
 
 
-def introduce(config: SweepConfig, dataset: Dataset) -> str:
+def introduce(config: SweepConfig, dataset: Dataset, packing: Packing | None = None) -> str:
+    """Returns what is searched on and where, in a sentence.
+
+    Args:
+        packing: How this machine's GPUs are shared; None without one.
+    """
     counts = dataset.counts()
-    where = f"Starting {config.n_workers} worker(s)."
+    where = f"Starting {packing or f'{config.n_workers} worker(s)'}."
     if config.cluster is not None:
         where = f"Using {config.workers or 'all'} worker(s) of {config.cluster}."
     return (

@@ -78,6 +78,8 @@ class SweepRuns:
             "mlops.seed": str(ask.seed),
             "mlops.epochs": str(self.config.epochs),
         }
+        if ask.alone:
+            tags["mlops.alone"] = "true"
         if self.config.population is not None:
             tags["mlops.population"] = str(self.config.population)
         return self._create_child(search, f"{ask.number:03d}", key, ask.params, tags)

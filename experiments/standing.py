@@ -16,6 +16,15 @@ from optuna.trial import FrozenTrial, TrialState
 from experiments.goals import Goals
 from experiments.pareto import Point, find_members
 
+ALONE = "alone"
+"""User attribute of a trial that is to have a GPU to itself: it ran out of memory beside others."""
+
+OUT_OF_MEMORY = "out_of_memory"
+"""Of a trial that ran out of memory: how many trials shared its GPU."""
+
+GPU_S = "gpu_s"
+GPU_PEAK = "gpu_peak_bytes"
+
 
 class Standing:
     """Counts of a study's trials, and the best of them.
@@ -26,6 +35,11 @@ class Standing:
         last_cell: The last cell of the grid that was enqueued; -1 before the first.
         n_errors: Failed trials with a reason of their own: neither interrupted nor tried again.
         last_error: The latest of those reasons.
+        n_out_of_memory: Trials that ran out of memory with none beside them; they are no errors.
+        n_waiting_alone: Trials that wait to have a GPU to themselves.
+        gpu_s: GPU seconds that all trials have used.
+        n_gpu_peaks: Trials whose GPU memory was measured.
+        largest_gpu_peak: The most bytes of them.
         best: The best complete trials, as `Goals.find_best` has them.
     """
 
@@ -37,9 +51,14 @@ class Standing:
         self.last_cell = -1
         self.n_errors = 0
         self.last_error = ""
+        self.n_out_of_memory = 0
+        self._waiting_alone: set[int] = set()
+        self.gpu_s = 0.0
+        self.n_gpu_peaks = self.largest_gpu_peak = 0
         complete = []
         for trial in trials:
             self.note(trial.number, trial.state, trial.user_attrs)
+            self.note_gpu(trial.user_attrs)
             if trial.state is TrialState.COMPLETE:
                 complete.append(trial)
         self.best: list[FrozenTrial] = goals.find_best(complete)
@@ -47,6 +66,10 @@ class Standing:
     @property
     def n_trials(self) -> int:
         return len(self._states)
+
+    @property
+    def n_waiting_alone(self) -> int:
+        return len(self._waiting_alone)
 
     def count(self, *states: TrialState) -> int:
         return sum(self._counts[state] for state in states)
@@ -68,9 +91,24 @@ class Standing:
             self._counts[before] -= 1
         self._counts[state] += 1
         self._states[number] = state
-        if state is TrialState.FAIL and "reason" in attrs:
+        if state is TrialState.WAITING and attrs.get(ALONE):
+            self._waiting_alone.add(number)
+        else:
+            self._waiting_alone.discard(number)
+        if state is not TrialState.FAIL or "reason" not in attrs:
+            return
+        if OUT_OF_MEMORY not in attrs:
             self.n_errors += 1
             self.last_error = attrs["reason"]
+        elif attrs[OUT_OF_MEMORY] == 1:  # beside others it is tried again, alone
+            self.n_out_of_memory += 1
+
+    def note_gpu(self, attrs: Mapping[str, Any]) -> None:
+        """Takes what a trial used of a GPU, once, as its user attributes say it."""
+        self.gpu_s += attrs.get(GPU_S) or 0.0
+        if peak := attrs.get(GPU_PEAK):
+            self.n_gpu_peaks += 1
+            self.largest_gpu_peak = max(self.largest_gpu_peak, peak)
 
     def note_complete(
         self, number: int, metrics: Mapping[str, float], read: Callable[[], FrozenTrial]

@@ -22,7 +22,7 @@ from experiments.goals import METRICS, Goals, goals_of, to_attrs
 from experiments.kept_result import find_result
 from experiments.samplers import build_pruner, build_sampler
 from experiments.space import grid_cell
-from experiments.standing import Standing
+from experiments.standing import ALONE, GPU_PEAK, GPU_S, OUT_OF_MEMORY, Standing
 from experiments.trial import STATUS, TrialResult
 from experiments.warm_start import find_warm_params
 from mlops.errors import UsageError
@@ -47,6 +47,7 @@ class Ask:
 
     Attributes:
         origin: Number of the trial that this one tries again; its own, the first time.
+        alone: Whether it ran out of memory beside others, and is to have a GPU to itself.
     """
 
     trial_id: int
@@ -55,6 +56,7 @@ class Ask:
     seed: int
     attempt: int
     origin: int
+    alone: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,7 +123,7 @@ class Search:
         left = []
         for trial in self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
             if (result := find_result(trial)) is not None:
-                self.tell(trial.number, result)
+                self.tell_or_retry(trial.number, result)
             else:
                 left.append(trial)
         for trial in left:
@@ -164,6 +166,7 @@ class Search:
             seed=seed,
             attempt=attrs.get("attempt", 1),
             origin=attrs.get("origin", trial.number),
+            alone=attrs.get(ALONE, False),
         )
 
     @property
@@ -205,6 +208,9 @@ class Search:
             "weights_sha256": result.weights_sha256,
             "best_epoch": result.best_epoch,
             "reason": result.reason,
+            OUT_OF_MEMORY: result.out_of_memory,
+            GPU_S: result.gpu_s,
+            GPU_PEAK: result.gpu_peak_bytes,
             METRICS: None if self.goals.are_plain else result.metrics,
         }
         try:
@@ -214,6 +220,7 @@ class Search:
         except optuna.exceptions.UpdateFinishedTrialError:
             return
         self._ids.pop(number, None)
+        self._standing.note_gpu(attrs)
         if state is not TrialState.COMPLETE:
             self.study.tell(number, state=state, skip_if_finished=True)
             self._standing.note(number, state, {k: v for k, v in attrs.items() if v is not None})
@@ -223,7 +230,7 @@ class Search:
         self.study.tell(number, self.goals.values(metrics), state=state, skip_if_finished=True)
         self._standing.note_complete(number, metrics, lambda: self._storage.get_trial(trial_id))
 
-    def retry(self, number: int, reason: str, *, charge: bool) -> bool:
+    def retry(self, number: int, reason: str, *, charge: bool, gpu_s: float | None = None) -> bool:
         """Fails a trial whose process is gone, and enqueues the same params and seed afresh.
 
         A trial that was begun and died `MAX_ATTEMPTS` times is not tried again. A crash between
@@ -232,6 +239,7 @@ class Search:
         Args:
             reason: What happened.
             charge: Whether the attempt counts; an interrupted or never begun one does not.
+            gpu_s: GPU seconds that it used all the same; None without a GPU.
 
         Returns:
             Whether it was enqueued.
@@ -240,20 +248,15 @@ class Search:
         attempt = trial.user_attrs.get("attempt", 1)
         if charge and attempt >= MAX_ATTEMPTS:
             reason = f"{reason}, {attempt} times"
-            self.tell(number, TrialResult("failed", None, None, None, reason=reason))
+            self.tell(number, TrialResult("failed", None, None, None, reason=reason, gpu_s=gpu_s))
             return False
+        if gpu_s is not None:
+            self._storage.set_trial_user_attr(self._trial_id(number), GPU_S, gpu_s)
+            self._standing.note_gpu({GPU_S: gpu_s})
         self.study.tell(number, state=TrialState.FAIL, skip_if_finished=True)
         self._ids.pop(number, None)
         self._standing.note(number, TrialState.FAIL, {})
-        self._enqueue(
-            trial.params,
-            {
-                "seed": trial.user_attrs.get("seed", self._seed(number)),
-                "retry_of": number,
-                "origin": trial.user_attrs.get("origin", number),
-                "attempt": attempt + 1 if charge else attempt,
-            },
-        )
+        self._enqueue_again(trial, attempt + charge, bool(trial.user_attrs.get(ALONE)))
         return True
 
     def kept_result(self, number: int) -> TrialResult | None:
@@ -265,6 +268,47 @@ class Search:
         for trial in self.study.get_trials(deepcopy=False):
             if trial.state in ENDS and "run_key" in trial.user_attrs:
                 yield trial.user_attrs["run_key"], ENDS[trial.state]
+
+    def tell_or_retry(self, number: int, result: TrialResult) -> bool:
+        """Tells how a trial ended; one that ran out of memory beside others is enqueued afresh.
+
+        The new one has the same params and seed, and is marked to have a GPU to itself, whoever
+        drives the study by then. A crash between the two steps is as in `retry`.
+
+        Returns:
+            Whether it was enqueued.
+        """
+        trial = self._trial(number)
+        self.tell(number, result)
+        again = (result.out_of_memory or 1) > 1 and not trial.user_attrs.get(ALONE)
+        if again:
+            self._enqueue_again(trial, trial.user_attrs.get("attempt", 1) + 1, alone=True)
+        return again
+
+    def _enqueue_again(self, trial: FrozenTrial, attempt: int, alone: bool) -> None:
+        number, attrs = trial.number, trial.user_attrs
+        again = {
+            "seed": attrs.get("seed", self._seed(number)),
+            "retry_of": number,
+            "origin": attrs.get("origin", number),
+            "attempt": attempt,
+        }
+        self._enqueue(trial.params, {**again, ALONE: True} if alone else again)
+
+    @property
+    def waits_alone(self) -> bool:
+        """Tells whether a trial waits that is to have a GPU to itself."""
+        return self._standing.n_waiting_alone > 0 and not self.has_enough
+
+    @property
+    def gpu_s(self) -> float:
+        """GPU seconds that its trials have used, whatever became of them."""
+        return self._standing.gpu_s
+
+    @property
+    def gpu_peaks(self) -> tuple[int, int]:
+        """How many trials' GPU memory was measured, and the largest peak of all, in bytes."""
+        return self._standing.n_gpu_peaks, self._standing.largest_gpu_peak
 
     def was_begun(self, number: int) -> bool:
         """Tells whether a worker had begun the trial (else its death is not the trial's fault)."""
@@ -349,9 +393,12 @@ class Search:
     def gave_up(self) -> str | None:
         """Why no more trials are asked for, if so many failed that something else is wrong."""
         standing = self._standing
-        if standing.n_errors < max(3, self.config.trials // 2):
-            return None
-        return f"{standing.n_errors} trials failed, the last with: {standing.last_error}"
+        if standing.n_errors >= max(3, self.config.trials // 2):
+            return f"{standing.n_errors} trials failed, the last with: {standing.last_error}"
+        # A network that is too large says nothing of the others; but they may all be.
+        if standing.n_out_of_memory >= max(10, 2 * self.config.trials):
+            return f"{standing.n_out_of_memory} trials ran out of memory"
+        return None
 
     @property
     def stop_requested(self) -> bool:

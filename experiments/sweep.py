@@ -36,9 +36,11 @@ from mlops.settings import Settings, quiet
 if TYPE_CHECKING:
     from experiments.cluster import Workers
     from experiments.driver import Driver
+    from experiments.packing import Packing
     from experiments.progress import Progress
     from experiments.results import SweepResult
     from mlops.data import Dataset
+    from mlops.gpus import Gpu
 
 
 def run_sweep(
@@ -47,15 +49,17 @@ def run_sweep(
     settings: Settings | None = None,
     cluster: Workers | None = None,
     progress: Progress | None = None,
+    gpus: Sequence[Gpu] | None = None,
 ) -> SweepResult:
     """Runs a sweep to its end and returns what it found.
 
     Args:
         config: What to search.
         settings: Where things live; by default as the environment says.
-        cluster: Workers to use; by default those of `config.cluster`, or `config.n_workers` that
-            are started on this machine and end with the sweep.
+        cluster: Workers to use; by default those of `config.cluster`, or else processes that are
+            started on this machine and end with the sweep: on its GPUs, or `config.n_workers`.
         progress: Who is told how it goes; by default the terminal.
+        gpus: Of this machine, to train on; by default those that the NVIDIA driver names.
 
     Raises:
         UsageError: the config cannot be; nothing was created.
@@ -79,6 +83,7 @@ def run_sweep(
     settings = settings or Settings.from_env()
     check_cluster(config, settings)
     check_population(config)
+    packing, why_none = _choose_packing(config, gpus)
     dataset = load_data(config)
     store = open_dataset_store(settings)
     store.reach()
@@ -93,11 +98,13 @@ def run_sweep(
     with contextlib.ExitStack() as stack:
         progress = stack.enter_context(progress or open_progress())
         server_url = stack.enter_context(_open_tracking(settings))
-        for line in (introduce(config, dataset), *dataset.notes):
+        for line in (introduce(config, dataset, packing), *why_none, *dataset.notes):
             progress.note(line)
         if cluster is None:
             logs = settings.home / "logs"
-            cluster = stack.enter_context(_open_workers(config, settings, logs, progress.note))
+            cluster = stack.enter_context(
+                _open_workers(config, settings, logs, progress.note, packing)
+            )
         descriptions = describe_all(config, dataset, cluster, progress)
         store.put(dataset)
         if isinstance(dataset.x, np.memmap):  # the user's file may change; the store's does not
@@ -170,8 +177,30 @@ def _open_tracking(settings: Settings) -> Iterator[Callable[[], str]]:
         yield wait
 
 
+def _choose_packing(
+    config: SweepConfig, gpus: Sequence[Gpu] | None
+) -> tuple[Packing | None, list[str]]:
+    """Returns how this machine's GPUs are shared, and a sentence for a person where none can be.
+
+    Raises:
+        UsageError: a GPU is asked for and there is none, or it is to hold too many trials.
+    """
+    from experiments.packing import check_gpus, find_gpus, first_packing
+
+    if config.cluster is not None:
+        given = "--trials-per-gpu is of this machine's GPUs; workers of a cluster have their own."
+        return None, [given] if config.trials_per_gpu is not None else []
+    usable, why_none = find_gpus() if gpus is None else (tuple(gpus), None)
+    check_gpus(config, usable, why_none)
+    return first_packing(config, usable), [f"{why_none}."] if why_none else []
+
+
 def _open_workers(
-    config: SweepConfig, settings: Settings, logs: Path, note: Callable[[str], None]
+    config: SweepConfig,
+    settings: Settings,
+    logs: Path,
+    note: Callable[[str], None],
+    packing: Packing | None,
 ) -> contextlib.AbstractContextManager[Workers]:
     if config.cluster is not None:
         from experiments.remote_cluster import open_remote_cluster
@@ -180,6 +209,10 @@ def _open_workers(
     from experiments.cluster import open_cluster
 
     log = logs / f"workers-{datetime.now(UTC):%Y%m%d-%H%M%S}.log"
+    if packing is not None:
+        from experiments.gpu_cluster import open_gpu_cluster
+
+        return open_gpu_cluster(config, packing, log)
     return open_cluster(config.n_workers, config.threads, log)
 
 
@@ -332,13 +365,15 @@ def _rehearse(config: SweepConfig, settings: Settings) -> str:
     config.check()
     check_cluster(config, settings)
     check_population(config)
+    packing, why_none = _choose_packing(config, None)
     dataset = load_data(config)
     open_dataset_store(settings).reach()
-    lines = [introduce(config, dataset), *dataset.notes]
+    lines = [introduce(config, dataset, packing), *why_none, *dataset.notes]
     with tempfile.TemporaryDirectory() as scratch, contextlib.ExitStack() as stack:
         progress = Lines()
         asked = config if config.cluster else dataclasses.replace(config, workers=1)
-        opened = _open_workers(asked, settings, Path(scratch), progress.note)
+        packing, _ = _choose_packing(asked, None)
+        opened = _open_workers(asked, settings, Path(scratch), progress.note, packing)
         cluster: Any = stack.enter_context(opened)
         if config.cluster is not None:
             lines += cluster.tell_workers()

@@ -26,6 +26,13 @@ from typing import Any, Literal, Protocol, runtime_checkable
 from experiments.architectures import Architecture, Params, open_architecture
 from experiments.checkpoint import Checkpoint
 from experiments.goals import Goals
+from experiments.gpu_share import (
+    GpuMeter,
+    find_share,
+    is_out_of_memory,
+    limit_tensorflow,
+    take_share,
+)
 from experiments.kept_result import keep_result
 from experiments.objectives import measure_costs
 from experiments.same_code import hash_sources
@@ -61,6 +68,7 @@ class Training:
         home: The folder of all its files: the sweep's, or the worker's own.
         server: In a home of the worker's own: the tracking server that its journal is delivered to
             from there. None where the sweep's driver delivers it.
+        gpu_price: Of a GPU hour; None where none was given.
     """
 
     architecture: str
@@ -77,6 +85,7 @@ class Training:
     run_key: str
     home: Path
     server: str | None = field(default=None, repr=False)
+    gpu_price: float | None = None
 
     @property
     def name(self) -> str:
@@ -164,6 +173,9 @@ class TrialResult:
         weights_sha256: Hash of the best epoch's weights.
         saved: Whether the network was kept, being the best so far.
         metrics: What was measured: the metrics of the best epoch, and what the network costs.
+        out_of_memory: How many trials shared its memory, if that was not enough; 1 if it was alone.
+        gpu_s: Seconds on a GPU, times the part of it that the trial had; None on a CPU.
+        gpu_peak_bytes: Most GPU memory in use; None where that is not known.
     """
 
     state: Literal["complete", "pruned", "failed"]
@@ -173,6 +185,9 @@ class TrialResult:
     saved: bool = False
     reason: str | None = None
     metrics: dict[str, float] | None = None
+    out_of_memory: int | None = None
+    gpu_s: float | None = None
+    gpu_peak_bytes: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -245,9 +260,13 @@ def _key(training: Training, refit: bool) -> str:
     return repr(decides)
 
 
-def run_trial(task: TrialTask, fit: Fit = fit_network) -> TrialResult:
-    """Trains a trial in a worker; every way it can go is a result, but for the worker's death."""
-    result = _tell(task.training, lambda run: _run_trial(task, run, fit))
+def run_trial(task: TrialTask, fit: Fit = fit_network, n_together: int = 1) -> TrialResult:
+    """Trains a trial in a worker; every way it can go is a result, but for the worker's death.
+
+    Args:
+        n_together: Trials that run in one program, this one among them.
+    """
+    result = _tell(task.training, lambda run: _run_trial(task, run, fit), n_together)
     keep_result(_open_storage(task.study_url), task.trial_id, result)
     return result
 
@@ -257,15 +276,21 @@ def run_final(task: FinalTask, fit: Fit = fit_network) -> TrialResult:
     return _tell(task.training, lambda run: _run_final(task, run, fit))
 
 
-def _tell(training: Training, run_it: Callable[[Run], TrialResult]) -> TrialResult:
+def _tell(
+    training: Training, run_it: Callable[[Run], TrialResult], n_together: int = 1
+) -> TrialResult:
     """Runs a training and ends its run as it went; its driver does, where nobody waits for it."""
     with _open_journal(training) as journal:
         run = Run(journal, training.run_key)
-        with SystemMetrics(run.log_metrics):
+        meter = GpuMeter(n_together)
+        with SystemMetrics(run.log_metrics) as system:
             try:
                 result = run_it(run)
             except Exception as err:
-                result = TrialResult("failed", None, None, None, reason=_reason(err))
+                result = _fail(err, meter)
+        if (use := meter.use(system.summary)) is not None:
+            run.log_metrics(use.metrics(training.gpu_price), step=0)
+            result = replace(result, gpu_s=use.gpu_s, gpu_peak_bytes=use.peak_bytes)
         tags = {"mlops.weights_sha256": result.weights_sha256, "mlops.failure": result.reason}
         run.set_tags({name: value for name, value in tags.items() if value is not None})
         if result.state == "pruned":
@@ -395,6 +420,15 @@ def _log_best(run: Run, objective: str, trained: Trained) -> None:
     run.log_metrics(best, step=0)
 
 
+def _fail(err: Exception, meter: GpuMeter) -> TrialResult:
+    reason = _reason(err)
+    if not is_out_of_memory(err):
+        return TrialResult("failed", None, None, None, reason=reason)
+    reason = f"{meter.explain()}: {reason}"[:500]
+    n_sharing = meter.n_sharing
+    return TrialResult("failed", None, None, None, reason=reason, out_of_memory=n_sharing)
+
+
 def _reason(err: Exception) -> str:
     first = str(err).strip().split("\n", 1)[0]
     return f"{type(err).__name__}: {first}"[:500]
@@ -436,6 +470,7 @@ def set_up_process(threads: int) -> None:
 
         tf.config.threading.set_intra_op_parallelism_threads(threads)
         tf.config.threading.set_inter_op_parallelism_threads(1)
+        limit_tensorflow(find_share(), tf)
 
 
 def keep_own_gpu() -> None:
@@ -467,6 +502,7 @@ def dask_setup(worker: Any) -> None:
     """Dask calls this when a worker process starts."""
     if worker.nanny:  # without one this process is what a person started, and ends with Ctrl-C
         leave_terminal()
+    take_share(worker.name)
     threads = os.environ.get(THREADS_VARIABLE)
     if threads is not None:
         set_up_process(int(threads))

@@ -20,20 +20,17 @@ figure is the mean since the sample before, and since the start in the first one
 from __future__ import annotations
 
 import contextlib
-import functools
-import importlib
 import logging
-import os
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 import psutil
 
-MEGABYTE = 1_000_000
+from mlops.gpus import MEGABYTE, Gpus, find_gpus
 
 Log = Callable[[Mapping[str, float], int], None]
 """Takes metrics by name, and their step."""
@@ -51,8 +48,9 @@ class SystemSummary:
         cpu_s: CPU seconds of the process since the start, all its threads together.
         peak_memory_mb: Most resident memory of the process, in megabytes of 10**6 bytes. On Linux
             the kernel's own high-water mark; elsewhere the largest sample.
-        gpu_peak_memory_mb: Most memory of one card in any sample; None without a GPU.
-        gpu_utilization_percentage: Mean over samples and cards, 0 to 100; None without a GPU, or
+        gpu_peak_memory_mb: Most memory in use in any sample on the card that trains, the first,
+            whoever used it; None without a GPU.
+        gpu_utilization_percentage: Mean over samples of that card, 0 to 100; None without a GPU, or
             where it is not supported (MIG).
     """
 
@@ -123,87 +121,6 @@ class Machine:
         _, _, rest = Path("/proc/self/status").read_bytes().partition(b"VmHWM:")
         words = rest.split(maxsplit=1)
         return int(words[0]) * 1024 if words else 0  # it says kB and means 1024 bytes
-
-
-class Gpus:
-    """The cards that this process may compute on, read by NVML.
-
-    What a driver does not support is left out without a word. Of a MIG instance (named by its UUID
-    in CUDA_VISIBLE_DEVICES) that is the utilisation; its memory is the instance's. A card in MIG
-    mode that is named by its number is read as a whole.
-
-    Args:
-        nvml: The module pynvml, or what has the same functions; initialised.
-        visible: CUDA_VISIBLE_DEVICES; None where it is not set. Numbers are taken as NVML counts,
-            by PCI bus: CUDA does so too, unless the machine has cards of several kinds and
-            CUDA_DEVICE_ORDER is not PCI_BUS_ID.
-    """
-
-    def __init__(self, nvml: Any, visible: str | None) -> None:
-        self._nvml = nvml
-        self._handles: dict[int, Any] = {}
-        for index, handle in self._find(visible):
-            self._handles.setdefault(index, handle)
-
-    def read(self) -> dict[str, float]:
-        """Returns the metrics of all cards, by name."""
-        metrics: dict[str, float] = {}
-        for index, handle in self._handles.items():
-            name = f"system/gpu_{index}"
-            with contextlib.suppress(self._nvml.NVMLError):
-                memory = self._nvml.nvmlDeviceGetMemoryInfo(handle)
-                metrics[f"{name}_memory_usage_megabytes"] = memory.used / MEGABYTE
-                metrics[f"{name}_memory_usage_percentage"] = 100 * memory.used / memory.total
-            with contextlib.suppress(self._nvml.NVMLError):
-                rates = self._nvml.nvmlDeviceGetUtilizationRates(handle)
-                metrics[f"{name}_utilization_percentage"] = float(rates.gpu)
-            with contextlib.suppress(self._nvml.NVMLError):
-                milliwatts = self._nvml.nvmlDeviceGetPowerUsage(handle)
-                metrics[f"{name}_power_usage_watts"] = milliwatts / 1000
-        return metrics
-
-    def _find(self, visible: str | None) -> Iterator[tuple[int, Any]]:
-        """Yields the number and the handle of each card, in CUDA's order.
-
-        CUDA ignores what comes after the first entry that names no card.
-        """
-        nvml = self._nvml
-        try:
-            every = [nvml.nvmlDeviceGetHandleByIndex(i) for i in range(nvml.nvmlDeviceGetCount())]
-            uuids = [str(nvml.nvmlDeviceGetUUID(handle)) for handle in every]
-            if visible is None:
-                yield from enumerate(every)
-                return
-            for entry in (part.strip() for part in visible.split(",")):
-                if entry.startswith("MIG-"):
-                    instance = nvml.nvmlDeviceGetHandleByUUID(entry)
-                    card = nvml.nvmlDeviceGetDeviceHandleFromMigDeviceHandle(instance)
-                    yield nvml.nvmlDeviceGetIndex(card), instance
-                    continue
-                # A UUID may be cut short, as long as it names one card.
-                named = [i for i, uuid in enumerate(uuids) if entry and uuid.startswith(entry)]
-                if entry.isdecimal() and int(entry) < len(every):
-                    named = [int(entry)]
-                if len(named) != 1:
-                    return
-                yield named[0], every[named[0]]
-        except nvml.NVMLError as err:
-            _log.debug("NVML names no more cards: %s", err)
-
-
-@functools.cache
-def find_gpus() -> Gpus | None:
-    """Returns this process's cards; None without nvidia-ml-py, driver or card.
-
-    Looked for once a process. NVML stays open until the process ends.
-    """
-    try:
-        nvml: Any = importlib.import_module("pynvml")
-        nvml.nvmlInit()
-        return Gpus(nvml, os.environ.get("CUDA_VISIBLE_DEVICES"))
-    except Exception as err:  # not installed, or no driver; whatever it is, a trial can do without
-        _log.debug("no GPU is measured: %s", err)
-        return None
 
 
 class SystemMetrics:
@@ -306,11 +223,11 @@ class SystemMetrics:
         }
         self._peak = max(self._peak, resident, self._machine.peak_memory())
         gpus = {} if self._gpus is None else self._gpus.read()
-        for name, value in gpus.items():
-            if name.endswith("_memory_usage_megabytes"):
-                self._gpu_memory_mb.append(value)
-            if name.endswith("_utilization_percentage"):
-                self._gpu_percentages.append(value)
+        own = "" if self._gpus is None else f"system/gpu_{self._gpus.first}"
+        if (used_mb := gpus.get(f"{own}_memory_usage_megabytes")) is not None:
+            self._gpu_memory_mb.append(used_mb)
+        if (percentage := gpus.get(f"{own}_utilization_percentage")) is not None:
+            self._gpu_percentages.append(percentage)
         return metrics | gpus
 
     def _times(self) -> _Times:

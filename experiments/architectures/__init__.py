@@ -224,11 +224,12 @@ def check_packaging(architecture: Architecture, path: str, data: InputSpec, n_cl
     """Builds and packages what the architecture makes, untrained.
 
     That is its baseline, and the baseline with each other choice of each categorical param, since
-    a choice may bring a layer of its own.
+    a choice may bring a layer of its own. What is too large for the memory is passed over.
 
     Raises:
         UsageError: it cannot be built, or a packaged model may not hold it; names the layer.
     """
+    from experiments.gpu_share import is_out_of_memory
     from mlops.packaging import ModelSpec, build_model_folder, save_network
 
     spec = ModelSpec(
@@ -256,6 +257,8 @@ def check_packaging(architecture: Architecture, path: str, data: InputSpec, n_cl
                     "load the model."
                 ) from err
             except Exception as err:
+                if is_out_of_memory(err):
+                    continue  # it becomes of a trial what it will; the others need not suffer
                 raise UsageError(
                     f"the architecture {path!r} cannot be built with {_in_words(params)}: "
                     f"{type(err).__name__}: {first_line(err)}"

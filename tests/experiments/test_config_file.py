@@ -44,6 +44,9 @@ workers = 2
 cluster = "tcp://scheduler:8786"
 threads = 2
 population = 4
+trials_per_gpu = "auto"
+budget_gpu_hours = 12
+gpu_price = 2.5
 
 [space.cnn]
 filters = [16, 32]
@@ -147,6 +150,11 @@ def test_the_flag_may_be_written_with_an_equals_sign(full: Path) -> None:
         ("--workers 1", "workers", 1),
         ("--cluster scheduler.json", "cluster", "scheduler.json"),
         ("--threads 1", "threads", 1),
+        ("--trials-per-gpu 4", "trials_per_gpu", 4),
+        ("--trials-per-gpu auto", "trials_per_gpu", "auto"),
+        ("--trials-per-gpu None", "trials_per_gpu", None),
+        ("--budget-gpu-hours 0.5", "budget_gpu_hours", 0.5),
+        ("--gpu-price 3", "gpu_price", 3.0),
     ],
 )
 def test_a_flag_goes_before_the_file(full: Path, typed: str, name: str, value: Any) -> None:
@@ -325,6 +333,9 @@ configs = st.builds(
     seed=st.integers(0, 2**32 - 1),
     workers=st.none() | st.integers(1, 64),
     threads=st.integers(1, 8),
+    trials_per_gpu=st.none() | st.just("auto") | st.integers(1, 64),
+    budget_gpu_hours=st.none() | st.floats(0.1, 1e6),
+    gpu_price=st.none() | st.floats(0.1, 1e6),
 )
 
 

@@ -11,8 +11,9 @@ from typing import Any
 import pytest
 
 from mlops.errors import TrackingError
+from mlops.gpus import Gpus, find_gpus
 from mlops.journal import Journal, read_records
-from mlops.system_metrics import Gpus, Machine, SystemMetrics, find_gpus
+from mlops.system_metrics import Machine, SystemMetrics
 from mlops.tracking import Run
 
 
@@ -284,14 +285,14 @@ def test_cards_are_read_under_the_names_that_mlflow_has() -> None:
     }
 
 
-def test_the_summary_has_the_largest_memory_of_a_card_and_the_mean_use() -> None:
+def test_the_summary_is_of_the_card_that_trains_the_first_that_cuda_sees() -> None:
     nvml = FakeNvml(Card("GPU-a"), Card("GPU-b", used=40_000_000_000, percent=100))
-    system, log = measured(FakeMachine(), gpus=lambda: Gpus(nvml, None))
+    system, log = measured(FakeMachine(), gpus=lambda: Gpus(nvml, "1,0"))
     with system:
-        pass
-    assert "system/gpu_1_utilization_percentage" in log.samples[0][1]
+        assert system.summary.gpu_peak_memory_mb is None
+    assert "system/gpu_0_utilization_percentage" in log.samples[0][1]
     assert system.summary.gpu_peak_memory_mb == 40_000.0
-    assert system.summary.gpu_utilization_percentage == 75.0
+    assert system.summary.gpu_utilization_percentage == 100.0
 
 
 @pytest.mark.parametrize(
