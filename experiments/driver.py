@@ -10,25 +10,24 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import tempfile
 import time
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from experiments.architectures import Description, Params
-from experiments.away import NotFetchedError, fetch_network, wait_for_runs
+from experiments.asking import Asking
+from experiments.away import wait_for_runs
 from experiments.cluster import WorkerDiedError, Workers
 from experiments.config import SweepConfig
 from experiments.config_file import write_config
-from experiments.finals import Chosen, Final, Finals
+from experiments.finals import Final, Finals
 from experiments.interrupt import Stop
+from experiments.networks import Networks
 from experiments.population_trial import PopulationTask, run_population
 from experiments.progress import Progress
 from experiments.results import (
     StudyResult,
     SweepResult,
-    model_name,
     note_delivered,
     runs_url,
     study_result,
@@ -42,7 +41,6 @@ from mlops.data import Dataset
 from mlops.drain import Drain
 from mlops.errors import MlopsError
 from mlops.mlflow_sink import MlflowSink
-from mlops.packaging import ModelSpec, build_model_folder
 from mlops.settings import Settings
 from mlops.tracking import Run, new_run_key
 
@@ -50,8 +48,6 @@ FLUSH_S = 60.0
 FLUSH_SOON_S = 10.0
 NO_WORKER_S = 180.0
 LISTEN_EVERY_S = 1.0
-MOST_CANDIDATES = 10
-"""Members of a study's Pareto set that are registered."""
 
 
 class Outgoing(NamedTuple):
@@ -84,17 +80,21 @@ class Driver:
     _searches: list[Search] = field(default_factory=list)
     _out: dict[Any, list[Outgoing]] = field(default_factory=dict)
     """By ticket: one, or a population."""
-    _held: dict[str, Ask] = field(default_factory=dict)
-    """Of a study: what was asked for and had another shape than the population of then."""
     _finals_out: dict[Any, tuple[Search, Final, Run]] = field(default_factory=dict)
     _deaths: dict[str, int] = field(default_factory=dict)
     _seen_alive: float = field(default_factory=time.monotonic)
+    _asking: Asking = field(init=False)
+    _networks: Networks = field(init=False)
     _sharing: Sharing = field(init=False)
     _listened: float = 0.0
     _told_url: bool = False
     _told_problem: str | None = None
 
     def __post_init__(self) -> None:
+        self._asking = Asking(self.config)
+        self._networks = Networks(
+            self.settings, self.sweep_id, self.dataset, self.runs, self.progress.note
+        )
         self._sharing = Sharing(self.config, self.cluster, self._searches, self.progress.note)
 
     @property
@@ -146,11 +146,11 @@ class Driver:
             late = timeout_s is not None and time.monotonic() - began > timeout_s
             late = late or self._sharing.is_spent()
             # More tasks than workers would queue in Dask, and die there with a neighbour's worker.
-            wanted = bool(self._held) or not self._has_enough()
+            wanted = self._asking.holds_any or not self._has_enough()
             free = len(self._out) < n_alive and wanted and not late
             submitted = free and self._sharing.may_send() and self._submit_next()
             if not submitted and not self._out and (late or self._has_enough()):
-                self._let_go()
+                self._asking.let_go(self._searches)
                 return False
             if not submitted:
                 ticket = self.cluster.next_done(timeout_s=0.2)
@@ -222,13 +222,12 @@ class Driver:
             if search.gave_up is not None:
                 self.progress.note(f"{search.name}: given up; {search.gave_up}.")
             self._forget_networks(search)
-            is_registered = self._register_best(search)
+            is_registered = self._networks.register_best(search)
             self.runs.end_parent(search)
             # Last: killed before this line, the same command does the end of it again.
             if search.has_enough and is_registered:
                 search.note_finished()
-                for left in self._network(search, "any").parent.glob("*.checkpoint*"):
-                    left.unlink(missing_ok=True)  # of one that was killed, and given up
+                self._networks.forget_checkpoints(search)
         self.runs.journal.close()
         # A server that did not answer until now need not be waited for: the journal keeps it all.
         soon = interrupted or self.drain.problem is not None
@@ -282,7 +281,7 @@ class Driver:
     def _submit_next(self) -> bool:
         """Submits work of the study that has had the fewest trials; False if none wants any."""
         for search in sorted(self._searches, key=self._n_begun):
-            asks = self._ask(search)
+            asks = self._asking.ask(search, self._n_begun(search), self.cluster.n_alive())
             if not asks:
                 continue
             out = [Outgoing(search, ask, self.runs.create_trial(search, ask)) for ask in asks]
@@ -296,32 +295,6 @@ class Driver:
             self._sharing.begin(ticket)
             return True
         return False
-
-    def _ask(self, search: Search) -> list[Ask]:
-        """Returns the trial that is to be trained next; with populations several of one shape.
-
-        Where trials are pruned those are twice as many as fit in, which take the places that become
-        free. What is left is shared out among the workers.
-        """
-        first = self._held.pop(search.name, None) or search.ask()
-        if first is None or self.config.population is None:
-            return [] if first is None else [first]
-        most = self.config.population * (1 if self.config.resolved().pruner == "none" else 2)
-        left = self.config.trials - self._n_begun(search)
-        most = min(most, max(1, math.ceil(left / max(1, self.cluster.n_alive()))))
-        asks, shape = [first], search.shape_of(first.params)
-        while len(asks) < most and (ask := search.ask(shape)) is not None:
-            if search.shape_of(ask.params) != shape:
-                self._held[search.name] = ask
-                break
-            asks.append(ask)
-        return asks
-
-    def _let_go(self) -> None:
-        """Gives back trials that were asked for and did not come to be trained."""
-        for search in self._searches:
-            if (ask := self._held.pop(search.name, None)) is not None:
-                search.retry(ask.number, "interrupted", charge=False)
 
     def _task(self, out: Outgoing) -> TrialTask:
         search, ask, run = out
@@ -452,7 +425,7 @@ class Driver:
             # What was done already counts.
             (self._take if ticket in self._out else self._take_final)(ticket)
         self.cluster.kill()
-        self._let_go()
+        self._asking.let_go(self._searches)
         for ticket, out in self._out.items():
             gpu_s = self._sharing.end(ticket)
             self._abandon_all(out, None if gpu_s is None else gpu_s / len(out))
@@ -469,74 +442,6 @@ class Driver:
                 continue
             one.search.retry(one.ask.number, "interrupted", charge=False, gpu_s=gpu_s)
             self.runs.close_interrupted(one.run.key)
-
-    def _register_best(self, search: Search) -> bool:
-        """Logs the chosen network as a candidate, and the other members of a Pareto set.
-
-        Returns whether that is done; not while a network is where it cannot be fetched from now.
-        """
-        try:
-            self._register_chosen(search)
-        except NotFetchedError as err:
-            self.progress.note(f"{search.name}: {err}. The same command makes the candidate later.")
-            return False
-        return True
-
-    def _register_chosen(self, search: Search) -> None:
-        chosen = Finals(search).chosen()
-        if chosen is None:
-            return
-        if search.candidate_run_key != chosen.run_key and self._register(search, chosen):
-            # A crash before this line registers again; the sink finds the version that is there.
-            search.set_candidate(chosen.run_key)
-        others = search.members()[1:]
-        if len(others) > MOST_CANDIDATES - 1:
-            self.progress.note(
-                f"{search.name}: of {len(others) + 1} members of the Pareto set the "
-                f"{MOST_CANDIDATES} with the best {search.goals.quality.name} become candidates."
-            )
-        for trial in others[: MOST_CANDIDATES - 1]:
-            quality = search.goals.quality_of(trial)
-            member = Chosen(f"{trial.number:05d}", trial.user_attrs["run_key"], quality)
-            if member.run_key not in search.other_candidates and self._register(search, member):
-                search.note_other_candidate(member.run_key, None)
-
-    def _register(self, search: Search, chosen: Chosen) -> bool:
-        """Packages a network and logs it as a candidate; False if the network is gone."""
-        network = self._network(search, chosen.name)
-        if not network.exists() and not fetch_network(self.settings, chosen.run_key, network):
-            self.progress.note(
-                f"{search.name}: the network {network.name} is gone; no candidate is made. "
-                f"It was kept in {network.parent}."
-            )
-            return False
-        description = search.description
-        spec = ModelSpec(
-            task=description.task,
-            architecture=description.name,
-            input=self.dataset.input,
-            class_names=self.dataset.class_names,
-            dataset_name=self.dataset.name,
-            dataset_fingerprint=self.dataset.fingerprint,
-            likelihood=description.likelihood,
-        )
-        run = Run(self.runs.journal, chosen.run_key)
-        with tempfile.TemporaryDirectory() as scratch:
-            folder = Path(scratch) / "model"
-            build_model_folder(network, spec, folder)
-            run.register_candidate(
-                model_name(self.runs.experiment, search),
-                folder,
-                {
-                    "mlops.architecture": description.name,
-                    "mlops.dataset_fingerprint": self.dataset.fingerprint,
-                    "mlops.objective": description.objective,
-                    "mlops.value": repr(chosen.value),
-                    "mlops.sweep": self.sweep_id,
-                    "mlops.network": chosen.name,
-                },
-            )
-        return True
 
     def _result(self, search: Search, undelivered: int) -> StudyResult:
         if self.sinks:
@@ -570,18 +475,7 @@ class Driver:
         where = self.settings.ui_url or sink.client.tracking_uri
         return runs_url(where, experiment_id, objective)
 
-    def _network(self, search: Search, name: str) -> Path:
-        folder = self.settings.home / "sweeps" / self.sweep_id / search.description.name
-        return folder / f"{name}.keras"
-
     def _forget_networks(self, search: Search) -> None:
-        """Removes the networks of trials that a better one has beaten."""
-        out = {
-            self._network(one.search, f"{one.ask.number:05d}")
-            for several in self._out.values()
-            for one in several
-        }
-        best = {self._network(search, f"{one.number:05d}") for one in search.members()}
-        for path in self._network(search, "any").parent.glob("[0-9]*.keras"):
-            if path not in out | best:
-                path.unlink(missing_ok=True)
+        under_way = (one for several in self._out.values() for one in several)
+        out = [one.ask.number for one in under_way if one.search is search]
+        self._networks.forget_beaten(search, out)

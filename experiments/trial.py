@@ -104,7 +104,7 @@ class Training:
     @property
     def network(self) -> Path:
         """Where it is saved."""
-        return self.home / "sweeps" / self.sweep / self.study / f"{self.number}.keras"
+        return network_file(self.home, self.sweep, self.study, self.number)
 
     @property
     def checkpoint(self) -> Path:
@@ -114,6 +114,11 @@ class Training:
     def moved(self, home: Path, server: str) -> Training:
         """Returns the same for a worker with a home of its own, which delivers to a server."""
         return replace(self, home=home, server=server)
+
+
+def network_file(home: Path, sweep: str, study: str, number: str) -> Path:
+    """Returns where a home has the network of a trial, or of what came after the search."""
+    return home / "sweeps" / sweep / study / f"{number}.keras"
 
 
 @runtime_checkable
