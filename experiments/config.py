@@ -14,6 +14,7 @@ import tyro
 
 from experiments.built_in import BUILT_IN, architecture_path
 from experiments.entries import Fix, parse_fix
+from experiments.numerics import Numerics, Precision, Xla
 
 HYPERBAND_FROM: Final = 60
 """Trials from which Hyperband prunes better than the median rule (Optuna's own advice)."""
@@ -92,6 +93,10 @@ class SweepConfig:
     """Start no trial once the trials of all its studies have used so many GPU hours."""
     gpu_price: float | None = None
     """Price of a GPU hour, in any currency: what a trial cost is then logged as `cost`."""
+    precision: Precision = "float32"
+    """What training computes in. What validates, and is packaged, is float32 all the same."""
+    xla: Xla = "auto"
+    """Whether XLA compiles TensorFlow's training step; auto: on a GPU, not on a CPU."""
 
     def check(self) -> None:
         """Refuses what cannot be, all of it at once.
@@ -113,6 +118,10 @@ class SweepConfig:
     def n_workers(self) -> int:
         """Processes on a machine without a GPU."""
         return self.workers or max(1, min(8, self.n_cores // self.threads))
+
+    @property
+    def numerics(self) -> Numerics:
+        return Numerics(self.precision, self.xla)
 
     @property
     def default_sampler(self) -> Literal["tpe"]:
@@ -189,6 +198,8 @@ class SweepConfig:
             "experiment": self.experiment,
             # Left out where there is none: studies from before it was there go on.
             **({} if self.population is None else {"population": self.population}),
+            **({} if self.precision == "float32" else {"precision": self.precision}),
+            **({} if self.xla == "auto" else {"xla": self.xla}),
         }
         text = json.dumps(_plain(decides), sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]

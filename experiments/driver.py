@@ -330,6 +330,7 @@ class Driver:
             run_key=run.key,
             home=self.settings.home,
             gpu_price=self.config.gpu_price,
+            numerics=self.config.numerics,
         )
 
     def _pending_finals(self) -> list[tuple[Search, Final]]:

@@ -6,7 +6,6 @@ generators), the optimizer's, the metrics'. Here it goes in and out of the model
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -14,8 +13,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from experiments.numerics import Numerics
+from experiments.passes import DEVICE_SHARE, KeptRows
+
 DEVICE_BYTES = 2**31
-"""Rows up to this size lie on the device as long as their network is trained."""
+"""Rows up to this size are kept on a device that does not tell its memory: a CPU."""
 CHUNK_BYTES = 2**28
 """Of more rows, so much is brought there at once."""
 
@@ -28,12 +30,11 @@ Step = Callable[[State, tuple[Any, ...], Any], State]
 class JaxPasses:
     """The `Passes` of one compiled model."""
 
-    def __init__(self, model: Any, evaluation_batch: int) -> None:
+    def __init__(self, model: Any, evaluation_batch: int, numerics: Numerics) -> None:
         self._model = model
         self._batch = evaluation_batch
-        self._train = compile_epoch(
-            lambda state, rows, chosen: model.train_step(state, take(rows, chosen))[1]
-        )
+        step = numerics.step(model, model.train_step)
+        self._train = compile_epoch(lambda state, rows, chosen: step(state, take(rows, chosen))[1])
         self._test = jax.jit(model.test_step)
         self._forward = jax.jit(
             lambda weights, others, x: model.stateless_call(weights, others, x, training=False)[0]
@@ -75,10 +76,10 @@ class JaxPasses:
 
 
 class DeviceRows:
-    """Keeps rows on the device from one epoch to the next, where they fit there."""
+    """Rows on the device: from one epoch to the next, where they have room there."""
 
     def __init__(self) -> None:
-        self._kept: tuple[tuple[np.ndarray, ...], tuple[Any, ...]] | None = None
+        self._kept = KeptRows(jnp.asarray, _room_bytes())
 
     def take(
         self, rows: tuple[np.ndarray, ...], order: np.ndarray, batch_size: int
@@ -90,10 +91,9 @@ class DeviceRows:
             order: int (n,); or (members, n), where each member has its own order.
             batch_size: Rows of a step; but for the last part each has whole batches.
         """
-        if sum(part.nbytes for part in rows) <= DEVICE_BYTES:
-            if self._kept is None or not all(map(operator.is_, self._kept[0], rows)):
-                self._kept = rows, tuple(map(jnp.asarray, rows))
-            yield self._kept[1], jnp.asarray(order)
+        kept = self._kept.find(rows)
+        if kept is not None:
+            yield kept, jnp.asarray(order)
             return
         row_bytes = sum(part.itemsize * int(np.prod(part.shape[1:])) for part in rows)
         n = max(1, CHUNK_BYTES // max(1, row_bytes * batch_size)) * batch_size
@@ -102,6 +102,14 @@ class DeviceRows:
             wanted, places = np.unique(chosen, return_inverse=True)
             part = tuple(jnp.asarray(part[wanted]) for part in rows)
             yield part, jnp.asarray(places.reshape(chosen.shape))
+
+
+def _room_bytes() -> float:
+    """Returns the bytes that rows may take of the device's memory."""
+    told = jax.local_devices()[0].memory_stats()
+    if not told or "bytes_limit" not in told:
+        return DEVICE_BYTES
+    return DEVICE_SHARE * float(max(0, told["bytes_limit"] - told["bytes_in_use"]))
 
 
 def compile_epoch(step: Step) -> Callable[[State, tuple[Any, ...], Any, int], State]:

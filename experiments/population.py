@@ -24,6 +24,7 @@ import numpy as np
 from experiments.architectures import Architecture, Params
 from experiments.checkpoint import Progress
 from experiments.jax_passes import DeviceRows, State, compile_epoch, read_state, take
+from experiments.numerics import DEFAULT, Numerics
 from experiments.passes import EVALUATION_BATCH, make_variables
 from experiments.training import (
     OnEpoch,
@@ -75,7 +76,8 @@ class VariableDropout(keras.layers.Layer):  # type: ignore[misc]
         super().__init__(**kwargs)
         self.supports_masking = True
         self.generator = keras.random.SeedGenerator(0)
-        self.rate = keras.Variable(rate, dtype="float32", trainable=False)
+        # Not cast to the precision of what it drops: a rate has more digits.
+        self.rate = keras.Variable(rate, dtype="float32", trainable=False, autocast=False)
 
     def call(self, inputs: Any, training: bool = False) -> Any:
         if not training:
@@ -83,7 +85,8 @@ class VariableDropout(keras.layers.Layer):  # type: ignore[misc]
         key = jnp.asarray(self.generator.next(), jnp.uint32)
         keep = 1.0 - self.rate.value
         mask = jax.random.bernoulli(key, keep, inputs.shape)
-        return jnp.where(mask, inputs / keep, jnp.zeros_like(inputs))
+        kept = (inputs / keep).astype(inputs.dtype)
+        return jnp.where(mask, kept, jnp.zeros_like(inputs))
 
 
 class Population:
@@ -93,6 +96,7 @@ class Population:
         size: P.
         epochs: Of each member.
         objective: The metric that is maximised, as in a `Description`.
+        numerics: How each member's training computes.
     """
 
     def __init__(
@@ -103,7 +107,9 @@ class Population:
         size: int,
         epochs: int,
         objective: str,
+        numerics: Numerics = DEFAULT,
     ) -> None:
+        self._numerics = numerics
         self._architecture = architecture
         self._dataset = dataset
         self._epochs = epochs
@@ -136,9 +142,10 @@ class Population:
             seed_keras(member.seed)
             n_classes = len(self._dataset.class_names)
             model = self._architecture.build(member.params, self._dataset.input, n_classes)
+            self._numerics.set_up(model)
             make_variables(model, tuple(part[:1] for part in self._train_rows(member)))
             if self._program is None:
-                self._program = _Program(model)
+                self._program = _Program(model, self._numerics)
             state = self._program.state_of(model)
         except Exception as err:
             member.on_end(err)
@@ -235,13 +242,14 @@ class Population:
 class _Program:
     """The compiled passes of a population, and how its stacked state relates to single models."""
 
-    def __init__(self, model: Any) -> None:
+    def __init__(self, model: Any, numerics: Numerics) -> None:
         self._signature = _signature(model)
         self._model = model = _with_variable_dropout(model)
+        step = numerics.step(model, model.train_step)
         self._epoch = compile_epoch(
-            lambda state, rows, chosen: jax.vmap(
-                lambda one, mine: model.train_step(one, take(rows, mine))[1]
-            )(state, chosen)
+            lambda state, rows, chosen: jax.vmap(lambda one, mine: step(one, take(rows, mine))[1])(
+                state, chosen
+            )
         )
         self._test = jax.jit(
             lambda state, x: jax.vmap(lambda one: model.test_step(one, (x,))[1])(state)

@@ -56,7 +56,12 @@ def run_population(task: PopulationTask) -> list[TrialResult | None]:
     first = task.trials[0].training
     architecture, dataset = open_architecture(first.architecture), open_dataset(first)
     population = Population(
-        architecture, dataset, size=task.size, epochs=first.epochs, objective=first.objective
+        architecture,
+        dataset,
+        size=task.size,
+        epochs=first.epochs,
+        objective=first.objective,
+        numerics=first.numerics,
     )
     n_together = min(task.size, len(task.trials))
     trials = [_Trial(one, n_together) for one in task.trials]

@@ -144,12 +144,17 @@ def _rows_in_words(dataset: Dataset) -> str:
     return f"{spec.kind}s of " + " x ".join(str(size) for size in spec.shape)
 
 
-def check_population(config: SweepConfig) -> None:
-    """Refuses a population where Keras does not run on JAX.
+def check_backend(config: SweepConfig) -> None:
+    """Refuses what the backend that Keras runs on cannot do.
 
     Raises:
         UsageError: says what to type.
     """
+    if config.xla == "off" and os.environ.get("KERAS_BACKEND") == "jax":
+        raise UsageError(
+            "--xla off cannot be with KERAS_BACKEND=jax: JAX compiles everything by XLA. "
+            "Leave --xla out."
+        )
     if config.population is None:
         return
     if util.find_spec("jax") is None:
@@ -174,8 +179,11 @@ def describe_all(
     """
     from experiments.architectures import describe
     from experiments.config_check import refuse
+    from experiments.numerics import check_device
     from experiments.space import narrow_all
 
+    if config.precision != "float32":
+        cluster.call(check_device, config.precision)
     counts = tuple(dataset.class_counts("train"))
     found: list[Description] = []
     wrong: list[str] = []

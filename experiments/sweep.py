@@ -21,8 +21,8 @@ import tyro
 
 from experiments.config import SweepConfig
 from experiments.preparation import (
+    check_backend,
     check_cluster,
-    check_population,
     check_study,
     check_warm_start,
     describe_all,
@@ -82,7 +82,7 @@ def run_sweep(
     config.check()
     settings = settings or Settings.from_env()
     check_cluster(config, settings)
-    check_population(config)
+    check_backend(config)
     packing, why_none = _choose_packing(config, gpus)
     dataset = load_data(config)
     store = open_dataset_store(settings)
@@ -364,7 +364,7 @@ def _rehearse(config: SweepConfig, settings: Settings) -> str:
 
     config.check()
     check_cluster(config, settings)
-    check_population(config)
+    check_backend(config)
     packing, why_none = _choose_packing(config, None)
     dataset = load_data(config)
     open_dataset_store(settings).reach()

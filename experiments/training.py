@@ -17,6 +17,7 @@ import numpy as np
 
 from experiments.architectures import Architecture, Params
 from experiments.checkpoint import Checkpoint, Progress
+from experiments.numerics import DEFAULT, Numerics
 from experiments.passes import open_passes
 from mlops.data import Dataset
 from mlops.evaluation import classifier_metrics
@@ -54,6 +55,7 @@ def train(
     epochs: int,
     objective: str | None = None,
     refit: bool = False,
+    numerics: Numerics = DEFAULT,
     on_epoch: OnEpoch | None = None,
     checkpoint: Checkpoint | None = None,
 ) -> Trained:
@@ -68,6 +70,8 @@ def train(
             val_elbo of a VAE.
         refit: Learns from training and validation rows together. There is nothing left to choose
             an epoch by, then: the last one's weights count.
+        numerics: How the training computes. The network that is returned, and that is validated,
+            computes in float32 whatever it is.
         on_epoch: Is told of each epoch, those of a checkpoint too.
         checkpoint: Where to go on from, and what to save in. Where it goes on makes no difference
             to the weights.
@@ -78,6 +82,7 @@ def train(
     seed_keras(seed)
     n_classes = len(dataset.class_names)
     model = architecture.build(params, dataset.input, n_classes)
+    numerics.set_up(model)
     x, y = dataset.part("train")
     x_val, y_val = dataset.part("val")
     labelled = architecture.task == "classifier"
@@ -87,7 +92,7 @@ def train(
     else:
         objective = objective or ("val_accuracy" if labelled else "val_elbo")
     rows = (x, y, row_weights(params, y, n_classes)) if labelled else (x,)
-    passes = open_passes(model, rows)
+    passes = open_passes(model, rows, numerics)
 
     def validate() -> dict[str, float]:
         if refit:

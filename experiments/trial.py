@@ -34,6 +34,7 @@ from experiments.gpu_share import (
     take_share,
 )
 from experiments.kept_result import keep_result
+from experiments.numerics import DEFAULT, Numerics
 from experiments.objectives import measure_costs
 from experiments.same_code import hash_sources
 from experiments.training import OnEpoch, Trained, train
@@ -86,6 +87,7 @@ class Training:
     home: Path
     server: str | None = field(default=None, repr=False)
     gpu_price: float | None = None
+    numerics: Numerics = DEFAULT
 
     @property
     def name(self) -> str:
@@ -224,6 +226,7 @@ def fit_network(training: Training, on_epoch: OnEpoch, refit: bool) -> Fitted:
         epochs=training.epochs,
         objective=training.objective,
         refit=refit,
+        numerics=training.numerics,
         on_epoch=on_epoch,
         checkpoint=Checkpoint(training.checkpoint, _key(training, refit), CHECKPOINT_EVERY_S),
     )
@@ -251,6 +254,8 @@ def as_fitted(architecture: Architecture, dataset: Dataset, trained: Trained) ->
 
 def _key(training: Training, refit: bool) -> str:
     """Returns what tells this training from any other."""
+    import keras
+
     decides = (
         training.architecture,
         training.objective,
@@ -259,7 +264,9 @@ def _key(training: Training, refit: bool) -> str:
         training.epochs,
         training.dataset_fingerprint,
         refit,
+        training.numerics,
         os.environ.get(THREADS_VARIABLE),
+        keras.config.backend(),
         metadata.version("keras"),
     )
     return repr(decides)

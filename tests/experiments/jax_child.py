@@ -14,6 +14,7 @@ import numpy as np
 
 from experiments.architectures import Architecture, Params, open_architecture
 from experiments.built_in import BUILT_IN
+from experiments.numerics import DEFAULT, Numerics, mixed_layers
 from experiments.population import Member, Population
 from experiments.training import Trained, train
 from mlops.data import Dataset, load_dataset
@@ -27,6 +28,7 @@ def train_together(
     dataset: Dataset,
     specs: list[tuple[Params, int]],
     stop: dict[int, int] | None = None,
+    numerics: Numerics = DEFAULT,
 ) -> list[Trained | Exception]:
     """Trains a population; `stop` has the epoch after which a member is stopped, by its place."""
     out: dict[int, Trained | Exception] = {}
@@ -40,7 +42,9 @@ def train_together(
         return Member(params, seed, on_epoch, lambda outcome: out.update({index: outcome}))
 
     objective = "val_elbo" if architecture.task == "vae" else "val_accuracy"
-    population = Population(architecture, dataset, size=SIZE, epochs=EPOCHS, objective=objective)
+    population = Population(
+        architecture, dataset, size=SIZE, epochs=EPOCHS, objective=objective, numerics=numerics
+    )
     population.train(member(index, *spec) for index, spec in enumerate(specs))
     assert len(set(seen)) == len(seen)
     return [out[index] for index in range(len(specs))]
@@ -78,6 +82,29 @@ def report(name: str, dataset: Dataset) -> dict[str, Any]:
             for a, b in zip(alone.model.get_weights(), mixed[1].model.get_weights(), strict=True)
         ),
         "odd": str(odd) if isinstance(odd, StructureError) else None,
+        "bfloat16": report_mixed(architecture, dataset, specs[:SIZE]),
+    }
+
+
+def report_mixed(
+    architecture: Architecture, dataset: Dataset, specs: list[tuple[Params, int]]
+) -> dict[str, Any]:
+    numerics = Numerics("bfloat16")
+    members = train_together(architecture, dataset, specs, numerics=numerics)
+    copies = train_together(architecture, dataset, [specs[1]] * SIZE, numerics=numerics)
+    params, seed = specs[1]
+    alone = train(architecture, params, dataset, seed=seed, epochs=EPOCHS, numerics=numerics)
+    return {
+        "hashes": [one.weights_sha256 for one in members],
+        "copies": [one.weights_sha256 for one in copies],
+        "n_mixed": len(mixed_layers(members[1].model)),
+        "computes": sorted({one.compute_dtype for one in members[1].model._flatten_layers()}),
+        "value": members[1].value,
+        "alone": alone.value,
+        "distance": max(
+            float(np.abs(a - b).max())
+            for a, b in zip(alone.model.get_weights(), members[1].model.get_weights(), strict=True)
+        ),
     }
 
 

@@ -218,6 +218,9 @@ def test_what_decides_no_trial_of_a_study_does_not_change_its_fingerprint(
         {"space": {CNN: {"filters": 32}}},
         {"fix": ("filters=32",)},
         {"fix": ("cnn.filters=32",)},
+        {"population": 4},
+        {"precision": "bfloat16"},
+        {"xla": "on"},
     ],
 )
 def test_what_decides_a_trial_or_the_candidate_changes_the_fingerprint(

@@ -47,6 +47,8 @@ population = 4
 trials_per_gpu = "auto"
 budget_gpu_hours = 12
 gpu_price = 2.5
+precision = "bfloat16"
+xla = "on"
 
 [space.cnn]
 filters = [16, 32]
@@ -133,6 +135,8 @@ def test_the_flag_may_be_written_with_an_equals_sign(full: Path) -> None:
         ("--objective accuracy", "objective", "accuracy"),
         ("--trials 3", "trials", 3),
         ("--population 8", "population", 8),
+        ("--precision float32", "precision", "float32"),
+        ("--xla off", "xla", "off"),
         ("--population None", "population", None),
         ("--epochs 4", "epochs", 4),
         ("--sampler grid", "sampler", "grid"),

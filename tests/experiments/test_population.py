@@ -56,5 +56,18 @@ def test_each_member_has_its_own_learning_rate(reports: Any) -> None:
         assert report["rates"] == pytest.approx([1e-3, 4e-3, 2e-3, 1e-3], rel=1e-6)
 
 
+def test_a_population_trains_in_bfloat16_and_leaves_float32_networks(reports: Any) -> None:
+    for name, report in reports.items():
+        mixed = report["bfloat16"]
+        assert mixed["n_mixed"] > 0, name
+        assert mixed["computes"] == ["float32"], name
+        assert set(mixed["copies"]) == {mixed["hashes"][1]}, name
+        assert not set(mixed["hashes"]) & set(report["hashes"]), name
+        # A gradient near 0 whose sign is rounded away is a whole step to Adam: what is compared
+        # is what the networks do.
+        assert mixed["alone"] == pytest.approx(mixed["value"], rel=0.02), name
+        assert mixed["value"] == pytest.approx(report["values"][1], rel=0.05), name
+
+
 def test_params_of_another_shape_fail_alone(reports: Any) -> None:
     assert "expected params of one shape" in reports["dnn"]["odd"]
