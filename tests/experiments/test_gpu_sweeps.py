@@ -438,7 +438,6 @@ def test_gpu_time_and_peaks_are_kept_in_the_study(opener: Opener) -> None:  # no
 # The driver
 
 
-Body = Callable[[Any], TrialResult]
 DIED = "the worker died"
 
 
