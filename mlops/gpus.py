@@ -1,8 +1,8 @@
 """Which NVIDIA GPUs there are and what they do now, without TensorFlow, JAX or CUDA.
 
-NVML is asked (the package nvidia-ml-py); where that is not installed `nvidia-smi` says which GPUs
-there are, and nothing is measured. CUDA_VISIBLE_DEVICES counts as it does for CUDA: numbers are
-taken as NVML counts, by PCI bus. CUDA does so too, unless the machine has cards of several kinds
+NVML is asked; where it does not answer, `nvidia-smi` says which GPUs there are, and nothing is
+measured. CUDA_VISIBLE_DEVICES counts as it does for CUDA: numbers are taken as NVML counts, by PCI
+bus. CUDA does so too, unless the machine has cards of several kinds
 and CUDA_DEVICE_ORDER is not PCI_BUS_ID.
 """
 
@@ -157,7 +157,7 @@ def list_gpus() -> tuple[Gpu, ...]:
 
 @functools.cache
 def find_gpus() -> Gpus | None:
-    """Returns what reads this process's GPUs; None without nvidia-ml-py, driver or card.
+    """Returns what reads this process's GPUs; None without a driver or a card.
 
     Looked for once a process. NVML stays open until the process ends.
     """

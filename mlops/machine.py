@@ -10,13 +10,12 @@ import ctypes.util
 import os
 import re
 import shlex
-import shutil
-import subprocess
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 
+from mlops.gpus import list_gpus
 from mlops.program import command_line
 from mlops.stores.store import Finding, Health
 
@@ -98,10 +97,10 @@ def check_gpu(
     """Looks whether TensorFlow has what it needs to use the GPU; none at all is no finding.
 
     Args:
-        find: Returns the names of the GPUs; by default `find_gpus`.
+        find: Returns the names of the GPUs; by default `find_gpu_names`.
         find_lacking: Returns the CUDA packages that are missing; by default `find_lacking_cuda`.
     """
-    names = (find or find_gpus)()
+    names = (find or find_gpu_names)()
     if not names:
         return Health("no GPU; trains on the CPU")
     lacking = (find_lacking or find_lacking_cuda)()
@@ -115,30 +114,9 @@ def check_gpu(
     return Health(says, (Finding("gpu", wrong, _install_cuda()),))
 
 
-def find_gpus() -> list[str]:
-    """Returns the names of the NVIDIA GPUs that the driver knows."""
-    return _ask_nvml() or _ask_proc() or _ask_nvidia_smi()
-
-
-def _ask_nvml() -> list[str]:
-    try:
-        import pynvml
-    except ImportError:
-        return []
-    try:
-        pynvml.nvmlInit()
-    except pynvml.NVMLError:  # no driver
-        return []
-    try:
-        count = pynvml.nvmlDeviceGetCount()
-        names = [
-            pynvml.nvmlDeviceGetName(pynvml.nvmlDeviceGetHandleByIndex(i)) for i in range(count)
-        ]
-    except pynvml.NVMLError:
-        return []
-    finally:
-        pynvml.nvmlShutdown()
-    return [name.decode() if isinstance(name, bytes) else str(name) for name in names]
+def find_gpu_names() -> list[str]:
+    """Returns the names of the NVIDIA GPUs that this process may use."""
+    return [gpu.name for gpu in list_gpus()] or _ask_proc()
 
 
 def _ask_proc(folder: Path = GPUS) -> list[str]:
@@ -148,18 +126,6 @@ def _ask_proc(folder: Path = GPUS) -> list[str]:
             model = re.search(r"^Model:\s*(.+)$", path.read_text(), re.MULTILINE)
             found.append(model[1].strip() if model else "NVIDIA GPU")
     return found
-
-
-def _ask_nvidia_smi() -> list[str]:
-    program = shutil.which("nvidia-smi")
-    if program is None:
-        return []
-    command = [program, "--query-gpu=name", "--format=csv,noheader"]
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
-    except (OSError, subprocess.SubprocessError):
-        return []
-    return [line.strip() for line in done.stdout.splitlines() if line.strip()]
 
 
 def find_lacking_cuda() -> list[str]:

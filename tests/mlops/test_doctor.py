@@ -19,7 +19,7 @@ from mlops.machine import (
     Space,
     check_disk,
     check_gpu,
-    find_gpus,
+    find_gpu_names,
     find_lacking_cuda,
     measure,
 )
@@ -264,7 +264,7 @@ def test_a_gpu_that_tensorflow_cannot_use_is_a_finding_and_no_gpu_is_none() -> N
 
 
 def test_gpus_and_cuda_packages_are_listed_whatever_there_is() -> None:
-    assert isinstance(find_gpus(), list)
+    assert isinstance(find_gpu_names(), list)
     assert all(name.startswith("nvidia-") for name in find_lacking_cuda())
 
 
