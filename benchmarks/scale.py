@@ -41,8 +41,9 @@ from experiments.progress import Lines
 from experiments.samplers import build_sampler
 from experiments.study import Tally, new_seed
 from experiments.sweep import run_sweep
+from experiments.tasks import Training, TrialResult
 from experiments.training import OnEpoch, Trained
-from experiments.trial import Fitted, Training, TrialResult, leave_terminal
+from experiments.trial import Fitted, leave_terminal
 from mlops.server import open_server
 from mlops.settings import Settings, quiet
 from mlops.sync import sync

@@ -62,7 +62,8 @@ from experiments.storage import open_storage
 from experiments.studies import request_stop
 from experiments.study import Tally, new_seed
 from experiments.sweep import run_sweep
-from experiments.trial import Fitted, Training, TrialResult, fit_network
+from experiments.tasks import Training, TrialResult
+from experiments.trial import Fitted, fit_network
 from mlops.data import Dataset, load_dataset
 from mlops.server import open_server
 from mlops.settings import Settings, quiet

@@ -43,8 +43,9 @@ from experiments.progress import Lines
 from experiments.storage import open_storage
 from experiments.study import open_search
 from experiments.sweep import run_sweep
+from experiments.tasks import Training, TrialTask
 from experiments.training import train
-from experiments.trial import Training, TrialTask, run_trial, set_up_process
+from experiments.trial import run_trial, set_up_process
 from mlops.data import load_dataset
 from mlops.dataset_store import open_dataset_store
 from mlops.drain import Drain

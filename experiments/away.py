@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Container
 from pathlib import Path
 
-from experiments.trial import NETWORKS
+from experiments.tasks import NETWORKS
 from mlops.errors import TrackingError, first_line
 from mlops.settings import Settings
 from mlops.tracked_runs import read_tracked_runs

@@ -36,7 +36,8 @@ from experiments.runs import SweepRuns
 from experiments.sharing import Sharing
 from experiments.studies import CONFIG, home_of
 from experiments.study import MAX_ATTEMPTS, Ask, Search, open_search
-from experiments.trial import FinalTask, Training, TrialResult, TrialTask, run_final, run_trial
+from experiments.tasks import FinalTask, Training, TrialResult, TrialTask
+from experiments.trial import run_final, run_trial
 from mlops.data import Dataset
 from mlops.drain import Drain
 from mlops.errors import MlopsError

@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 from experiments.architectures import Params
 from experiments.study import Search, new_seed
-from experiments.trial import TrialResult
+from experiments.tasks import TrialResult
 
 
 @dataclass(frozen=True, slots=True)

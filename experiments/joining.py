@@ -23,7 +23,8 @@ from typing import Any
 
 from experiments.cluster import run_once
 from experiments.same_code import describe_code, find_difference
-from experiments.trial import THREADS_VARIABLE, Task
+from experiments.tasks import Task
+from experiments.trial import THREADS_VARIABLE
 from experiments.wanted import wanted_while
 from mlops.dataset_store import open_datasets
 from mlops.deliver import find_unreachable

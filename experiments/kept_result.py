@@ -10,10 +10,9 @@ from __future__ import annotations
 import contextlib
 import logging
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    from experiments.trial import TrialResult
+from experiments.tasks import TrialResult
 
 ATTRIBUTE = "podium:result"
 
@@ -38,8 +37,6 @@ def keep_result(storage: Any, trial_id: int, result: TrialResult) -> None:
 
 def find_result(trial: Any) -> TrialResult | None:
     """Returns how a trial of a study (Optuna's `FrozenTrial`) ended; None if it did not."""
-    from experiments.trial import TrialResult
-
     kept = trial.system_attrs.get(ATTRIBUTE)
     try:
         return None if kept is None else TrialResult(**kept)

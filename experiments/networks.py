@@ -11,7 +11,7 @@ from experiments.finals import Chosen, Finals
 from experiments.results import model_name
 from experiments.runs import SweepRuns
 from experiments.study import Search
-from experiments.trial import network_file
+from experiments.tasks import network_file
 from mlops.data import Dataset
 from mlops.packaging import ModelSpec, build_model_folder
 from mlops.settings import Settings

@@ -14,16 +14,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from experiments.architectures import open_architecture
+from experiments.tasks import Training, TrialResult, TrialTask
 from experiments.training import OnEpoch, Trained
-from experiments.trial import (
-    Fitted,
-    Training,
-    TrialResult,
-    TrialTask,
-    as_fitted,
-    open_dataset,
-    run_trial,
-)
+from experiments.trial import Fitted, as_fitted, open_dataset, run_trial
 
 if TYPE_CHECKING:
     from experiments.population import Member

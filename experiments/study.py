@@ -23,7 +23,7 @@ from experiments.kept_result import find_result
 from experiments.samplers import build_pruner, build_sampler
 from experiments.space import grid_cell
 from experiments.standing import ALONE, GPU_PEAK, GPU_S, OUT_OF_MEMORY, Standing
-from experiments.trial import STATUS, TrialResult
+from experiments.tasks import STATUS, TrialResult
 from experiments.warm_start import find_warm_params
 from mlops.errors import UsageError
 from mlops.tracking import Status

@@ -22,7 +22,7 @@ from experiments.config_file import write_config
 from experiments.storage import open_storage
 from experiments.studies import CONFIG, home_of
 from experiments.study import Search, open_search
-from experiments.trial import TrialResult
+from experiments.tasks import TrialResult
 from mlops.data import Dataset, load_dataset
 from mlops.dataset_store import DatasetStore, open_dataset_store
 from mlops.journal import Journal

@@ -25,7 +25,7 @@ from experiments.config import SweepConfig
 from experiments.joining import CALLS, Place, Terms, join
 from experiments.study import Tally
 from experiments.sweep import main, run_sweep
-from experiments.trial import NETWORKS
+from experiments.tasks import NETWORKS
 from mlops.errors import MlopsError
 from mlops.journal import find_journals
 from mlops.settings import Settings

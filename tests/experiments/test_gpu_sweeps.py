@@ -50,8 +50,9 @@ from experiments.population_trial import take_result, write_result
 from experiments.sharing import Sharing
 from experiments.storage import open_storage
 from experiments.sweep import main, run_sweep
+from experiments.tasks import Training, TrialResult
 from experiments.training import OnEpoch, Trained
-from experiments.trial import Fitted, Training, TrialResult, run_final, run_trial
+from experiments.trial import Fitted, run_final, run_trial
 from mlops.errors import UsageError
 from mlops.gpus import VISIBLE, Gpu
 from mlops.mlflow_store import open_client

@@ -20,8 +20,9 @@ from experiments.population_trial import PopulationTask, run_population
 from experiments.progress import Lines
 from experiments.storage import open_storage
 from experiments.sweep import main, run_sweep
+from experiments.tasks import Training, TrialResult
 from experiments.training import OnEpoch, Trained
-from experiments.trial import Fitted, Training, TrialResult, run_trial
+from experiments.trial import Fitted, run_trial
 from mlops.mlflow_store import open_client
 from mlops.settings import Settings
 from tests.conftest import Tracking

@@ -34,7 +34,7 @@ from experiments.status import get_sweep, list_sweeps, main, next_commands, stop
 from experiments.storage import open_storage
 from experiments.studies import home_of, is_locked, lock_sweep
 from experiments.study import Search, open_search
-from experiments.trial import TrialResult
+from experiments.tasks import TrialResult
 from mlops.errors import MlopsError
 from mlops.settings import Settings
 from tests.conftest import Tracking

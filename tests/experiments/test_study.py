@@ -31,7 +31,7 @@ from experiments.studies import (
     request_stop,
 )
 from experiments.study import MAX_ATTEMPTS, Search, open_search, reopen_search
-from experiments.trial import TrialResult
+from experiments.tasks import TrialResult
 from mlops.errors import MlopsError, UsageError
 
 DESCRIPTION = Description(

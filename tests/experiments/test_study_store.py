@@ -22,7 +22,7 @@ from experiments.storage import open_storage
 from experiments.studies import CONFIG, home_of, lock_sweep
 from experiments.study import Search, open_search
 from experiments.study_store import StudyStore
-from experiments.trial import TrialResult
+from experiments.tasks import TrialResult
 from mlops.doctor import examine, main
 from mlops.journal import Journal
 from mlops.mlflow_store import open_store_client

@@ -42,8 +42,9 @@ from experiments.config import SweepConfig
 from experiments.preparation import load_data
 from experiments.study import Tally
 from experiments.sweep import run_sweep
+from experiments.tasks import Training, TrialResult
 from experiments.training import OnEpoch, Trained
-from experiments.trial import Fitted, Training, TrialResult, leave_terminal
+from experiments.trial import Fitted, leave_terminal
 from mlops.settings import Settings
 from tests.faults.children import Script
 from tests.faults.tape import Item, Tape

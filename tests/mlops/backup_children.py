@@ -23,7 +23,7 @@ from experiments.config_file import write_config
 from experiments.storage import open_storage
 from experiments.studies import CONFIG, home_of, lock_sweep
 from experiments.study import open_search
-from experiments.trial import TrialResult
+from experiments.tasks import TrialResult
 from mlops.backup import back_up
 from mlops.drain import Drain
 from mlops.errors import MlopsError
