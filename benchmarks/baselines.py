@@ -30,10 +30,10 @@ from typing import Any
 import pandas as pd
 
 from benchmarks.tables import hardware
-from experiments.cluster import Cluster, open_cluster
 from experiments.config import SweepConfig
 from experiments.sweep import run_sweep
 from experiments.trial import set_up_process
+from experiments.workers.cluster import Cluster, open_cluster
 from mlops.data import Dataset, load_dataset
 from mlops.evaluation import score_classifier
 from mlops.mlflow_store import open_client

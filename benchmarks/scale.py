@@ -35,7 +35,6 @@ import tyro
 
 from benchmarks.tables import print_aim, print_heading, print_rows
 from experiments.architectures import Description
-from experiments.cluster import Workers, open_cluster
 from experiments.config import SweepConfig
 from experiments.progress import Lines
 from experiments.samplers import build_sampler
@@ -44,6 +43,7 @@ from experiments.sweep import run_sweep
 from experiments.tasks import Training, TrialResult
 from experiments.training import OnEpoch, Trained
 from experiments.trial import Fitted, leave_terminal
+from experiments.workers.cluster import Workers, open_cluster
 from mlops.server import open_server
 from mlops.settings import Settings, quiet
 from mlops.sync import sync

@@ -38,12 +38,12 @@ import tyro
 
 from benchmarks.scale import PATH, Bare, open_bare_cluster
 from benchmarks.tables import print_heading, print_rows
-from experiments.cluster import open_cluster
 from experiments.config import SweepConfig
 from experiments.progress import Lines
-from experiments.remote_cluster import open_remote_cluster
 from experiments.study import Tally
 from experiments.sweep import run_sweep
+from experiments.workers.cluster import open_cluster
+from experiments.workers.remote_cluster import open_remote_cluster
 from mlops.server import open_server
 from mlops.settings import Settings, quiet
 from tests.database_server import serve_postgresql

@@ -55,7 +55,6 @@ import tyro
 
 from benchmarks.tables import print_aim, print_heading, print_rows
 from experiments.built_in import BUILT_IN
-from experiments.cluster import Cluster, open_cluster
 from experiments.config import SweepConfig
 from experiments.progress import Lines
 from experiments.storage import open_storage
@@ -64,6 +63,7 @@ from experiments.study import Tally, new_seed
 from experiments.sweep import run_sweep
 from experiments.tasks import Training, TrialResult
 from experiments.trial import Fitted, fit_network
+from experiments.workers.cluster import Cluster, open_cluster
 from mlops.data import Dataset, load_dataset
 from mlops.server import open_server
 from mlops.settings import Settings, quiet

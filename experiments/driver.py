@@ -16,8 +16,6 @@ from typing import Any, NamedTuple
 
 from experiments.architectures import Description, Params
 from experiments.asking import Asking
-from experiments.away import wait_for_runs
-from experiments.cluster import WorkerDiedError, Workers
 from experiments.config import SweepConfig
 from experiments.config_file import write_config
 from experiments.finals import Final, Finals
@@ -33,11 +31,13 @@ from experiments.results import (
     study_result,
 )
 from experiments.runs import SweepRuns
-from experiments.sharing import Sharing
 from experiments.studies import CONFIG, home_of
 from experiments.study import MAX_ATTEMPTS, Ask, Search, open_search
 from experiments.tasks import FinalTask, Training, TrialResult, TrialTask
 from experiments.trial import run_final, run_trial
+from experiments.workers.away import wait_for_runs
+from experiments.workers.cluster import WorkerDiedError, Workers
+from experiments.workers.sharing import Sharing
 from mlops.data import Dataset
 from mlops.drain import Drain
 from mlops.errors import MlopsError

@@ -6,12 +6,12 @@ import tempfile
 from collections.abc import Callable, Collection
 from pathlib import Path
 
-from experiments.away import NotFetchedError, fetch_network
 from experiments.finals import Chosen, Finals
 from experiments.results import model_name
 from experiments.runs import SweepRuns
 from experiments.study import Search
 from experiments.tasks import network_file
+from experiments.workers.away import NotFetchedError, fetch_network
 from mlops.data import Dataset
 from mlops.packaging import ModelSpec, build_model_folder
 from mlops.settings import Settings

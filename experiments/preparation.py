@@ -16,9 +16,9 @@ from mlops.tracking import RELEASES
 
 if TYPE_CHECKING:
     from experiments.architectures import Description
-    from experiments.cluster import Workers
-    from experiments.packing import Packing
     from experiments.progress import Progress
+    from experiments.workers.cluster import Workers
+    from experiments.workers.packing import Packing
     from mlops.data import Dataset
 
 

@@ -34,11 +34,11 @@ from mlops.program import answer, answer_json, command_line, run_program, say
 from mlops.settings import Settings, quiet
 
 if TYPE_CHECKING:
-    from experiments.cluster import Workers
     from experiments.driver import Driver
-    from experiments.packing import Packing
     from experiments.progress import Progress
     from experiments.results import SweepResult
+    from experiments.workers.cluster import Workers
+    from experiments.workers.packing import Packing
     from mlops.data import Dataset
     from mlops.gpus import Gpu
 
@@ -185,7 +185,7 @@ def _choose_packing(
     Raises:
         UsageError: a GPU is asked for and there is none, or it is to hold too many trials.
     """
-    from experiments.packing import check_gpus, find_gpus, first_packing
+    from experiments.workers.packing import check_gpus, find_gpus, first_packing
 
     if config.cluster is not None:
         given = "--trials-per-gpu is of this machine's GPUs; workers of a cluster have their own."
@@ -203,14 +203,14 @@ def _open_workers(
     packing: Packing | None,
 ) -> contextlib.AbstractContextManager[Workers]:
     if config.cluster is not None:
-        from experiments.remote_cluster import open_remote_cluster
+        from experiments.workers.remote_cluster import open_remote_cluster
 
         return open_remote_cluster(config, settings, note)
-    from experiments.cluster import open_cluster
+    from experiments.workers.cluster import open_cluster
 
     log = logs / f"workers-{datetime.now(UTC):%Y%m%d-%H%M%S}.log"
     if packing is not None:
-        from experiments.gpu_cluster import open_gpu_cluster
+        from experiments.workers.gpu_cluster import open_gpu_cluster
 
         return open_gpu_cluster(config, packing, log)
     return open_cluster(config.n_workers, config.threads, log)

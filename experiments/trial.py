@@ -25,19 +25,19 @@ from typing import Any
 
 from experiments.architectures import Architecture, open_architecture
 from experiments.checkpoint import Checkpoint
-from experiments.gpu_share import (
+from experiments.kept_result import keep_result
+from experiments.objectives import measure_costs
+from experiments.tasks import NETWORKS, STATUS, FinalTask, Training, TrialResult, TrialTask
+from experiments.training import OnEpoch, Trained, train
+from experiments.workers.gpu_share import (
     GpuMeter,
     find_share,
     is_out_of_memory,
     limit_tensorflow,
     take_share,
 )
-from experiments.kept_result import keep_result
-from experiments.objectives import measure_costs
-from experiments.same_code import hash_sources
-from experiments.tasks import NETWORKS, STATUS, FinalTask, Training, TrialResult, TrialTask
-from experiments.training import OnEpoch, Trained, train
-from experiments.wanted import check_wanted
+from experiments.workers.same_code import hash_sources
+from experiments.workers.wanted import check_wanted
 from mlops.data import Dataset
 from mlops.dataset_store import open_datasets
 from mlops.deliver import start_delivery
@@ -376,7 +376,7 @@ def dask_setup(worker: Any) -> None:
         set_up_process(int(threads))
         return
     # A worker of a cluster that runs already: which sweeps come, with how many threads, is not
-    # known yet (`experiments.joining`).
+    # known yet (`experiments.workers.joining`).
     quiet()
     hash_sources()
     if "dask_cuda" in sys.modules:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from experiments.cluster import Cluster, open_cluster
+from experiments.workers.cluster import Cluster, open_cluster
 from mlops.server import open_server
 from mlops.settings import Settings, quiet
 from mlops.supervisor import create_database

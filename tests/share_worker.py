@@ -6,7 +6,7 @@ import os
 import time
 from typing import Any
 
-from experiments.gpu_share import take_share
+from experiments.workers.gpu_share import take_share
 
 NAMES = ("CUDA_VISIBLE_DEVICES", "XLA_PYTHON_CLIENT_MEM_FRACTION", "TF_FORCE_GPU_ALLOW_GROWTH")
 

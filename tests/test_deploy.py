@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
+import subprocess
+import sys
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -181,3 +185,18 @@ def test_the_image_is_built_from_the_lock_file_and_runs_as_nobody_in_particular(
     copied = re.findall(r"^COPY (?!--from)(.+) \S+$", text, re.M)
     allowed = re.findall(r"^!(\S+)$", (ROOT / ".dockerignore").read_text(), re.M)
     assert {name for line in copied for name in line.split()} == set(allowed)
+
+
+def test_what_is_installed_has_every_file_of_the_three_packages(tmp_path: Path) -> None:
+    names = ("mlops", "experiments", "registry")
+    source = tmp_path / "source"  # building leaves files beside it
+    for name in names:
+        shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, source)
+    command = [sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation", "-q"]
+    subprocess.run([*command, "-w", str(tmp_path), str(source)], check=True)
+    (wheel,) = tmp_path.glob("*.whl")
+    installed = {name for name in zipfile.ZipFile(wheel).namelist() if name.startswith(names)}
+    files = [path for name in names for path in (source / name).rglob("*") if path.is_file()]
+    assert installed == {path.relative_to(source).as_posix() for path in files}

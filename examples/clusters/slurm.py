@@ -33,7 +33,7 @@ INTERFACE = os.environ.get("INTERFACE")  # such as ib0; by default the host's ow
 LOGS = os.environ.get("LOGS", "logs")
 LOOK_S = 30.0
 
-# As experiments/cluster.py has them, and says why. A worker that Dask starts anew imports
+# As experiments/workers/cluster.py has them, and says why. A worker that Dask starts anew imports
 # TensorFlow before it is back: 15 s, which is the default, would be too short.
 DEFAULTS = {
     "DASK_DISTRIBUTED__SCHEDULER__ALLOWED_FAILURES": "0",

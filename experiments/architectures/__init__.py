@@ -229,7 +229,7 @@ def check_packaging(architecture: Architecture, path: str, data: InputSpec, n_cl
     Raises:
         UsageError: it cannot be built, or a packaged model may not hold it; names the layer.
     """
-    from experiments.gpu_share import is_out_of_memory
+    from experiments.workers.gpu_share import is_out_of_memory
     from mlops.packaging import ModelSpec, build_model_folder, save_network
 
     spec = ModelSpec(

@@ -18,11 +18,11 @@ import optuna
 
 from experiments.architectures import Description
 from experiments.config import SweepConfig
-from experiments.remote_cluster import RemoteCluster, open_remote_cluster
 from experiments.tasks import Training, TrialResult
 from experiments.training import OnEpoch, Trained
 from experiments.trial import Fitted
-from experiments.wanted import NotWantedError
+from experiments.workers.remote_cluster import RemoteCluster, open_remote_cluster
+from experiments.workers.wanted import NotWantedError
 from mlops.settings import Settings
 from tests.faults.zeros import write_network
 

@@ -9,7 +9,7 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution
 
 from experiments.architectures import Architecture
 from experiments.architectures.preprocessing import compile_classifier, scaled_input
-from experiments.gpu_share import find_share
+from experiments.workers.gpu_share import find_share
 from mlops.inputs import InputSpec
 
 FEW, MANY = 8, 2**38

@@ -12,8 +12,8 @@ import optuna
 import pytest
 
 from experiments.beat import beating, is_beating
-from experiments.cluster import Cluster, WorkerDiedError, open_cluster
 from experiments.storage import open_storage
+from experiments.workers.cluster import Cluster, WorkerDiedError, open_cluster
 
 
 @pytest.fixture

@@ -24,15 +24,15 @@ import psutil
 import pytest
 from distributed import Client
 
-from experiments.cluster import Cluster, WorkerDiedError
 from experiments.config import SweepConfig
-from experiments.joining import CALLS, MARKER, Place, Terms, join
-from experiments.remote_cluster import RemoteCluster, open_remote_cluster
-from experiments.same_code import describe_code, find_difference
 from experiments.storage import open_storage
 from experiments.study import Tally
 from experiments.sweep import main, run_sweep
 from experiments.trial import THREADS_VARIABLE
+from experiments.workers.cluster import Cluster, WorkerDiedError
+from experiments.workers.joining import CALLS, MARKER, Place, Terms, join
+from experiments.workers.remote_cluster import RemoteCluster, open_remote_cluster
+from experiments.workers.same_code import describe_code, find_difference
 from mlops.errors import MlopsError
 from mlops.mlflow_store import open_client
 from mlops.settings import Settings

@@ -30,9 +30,9 @@ from distributed import Security
 from distributed.cli.dask_scheduler import main as scheduler_command
 from distributed.cli.dask_worker import main as worker_command
 
-from experiments.remote_cluster import open_remote_cluster
 from experiments.sweep import main
 from experiments.trial import keep_own_gpu
+from experiments.workers.remote_cluster import open_remote_cluster
 from mlops.errors import MlopsError
 from mlops.settings import Settings
 from tests.compose import ROOT, services

@@ -20,12 +20,12 @@ from typing import Any
 import psutil
 import pytest
 
-from experiments.cluster import Cluster
 from experiments.config import SweepConfig
-from experiments.joining import CALLS, Place, Terms, join
 from experiments.study import Tally
 from experiments.sweep import main, run_sweep
 from experiments.tasks import NETWORKS
+from experiments.workers.cluster import Cluster
+from experiments.workers.joining import CALLS, Place, Terms, join
 from mlops.errors import MlopsError
 from mlops.journal import find_journals
 from mlops.settings import Settings

@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from experiments import run_sweep
-from experiments.cluster import Cluster
 from experiments.config import SweepConfig
 from experiments.study_rows import read_studies
+from experiments.workers.cluster import Cluster
 from mlops.data import load_dataset
 from mlops.erase import erase, find
 from mlops.mlflow_store import open_client

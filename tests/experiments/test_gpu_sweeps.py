@@ -21,10 +21,16 @@ import optuna
 import pytest
 
 from experiments.architectures import Description
-from experiments.cluster import WorkerDiedError
 from experiments.config import SweepConfig
-from experiments.gpu_cluster import GpuCluster, open_gpu_cluster
-from experiments.gpu_share import (
+from experiments.population_trial import take_result, write_result
+from experiments.storage import open_storage
+from experiments.sweep import main, run_sweep
+from experiments.tasks import Training, TrialResult
+from experiments.training import OnEpoch, Trained
+from experiments.trial import Fitted, run_final, run_trial
+from experiments.workers.cluster import WorkerDiedError
+from experiments.workers.gpu_cluster import GpuCluster, open_gpu_cluster
+from experiments.workers.gpu_share import (
     SHARE_VARIABLE,
     GpuMeter,
     JaxMemory,
@@ -37,7 +43,7 @@ from experiments.gpu_share import (
     take_share,
     tell_workers,
 )
-from experiments.packing import (
+from experiments.workers.packing import (
     AUTO_AFTER,
     CONTEXT_BYTES,
     Packing,
@@ -46,13 +52,7 @@ from experiments.packing import (
     find_gpus,
     first_packing,
 )
-from experiments.population_trial import take_result, write_result
-from experiments.sharing import Sharing
-from experiments.storage import open_storage
-from experiments.sweep import main, run_sweep
-from experiments.tasks import Training, TrialResult
-from experiments.training import OnEpoch, Trained
-from experiments.trial import Fitted, run_final, run_trial
+from experiments.workers.sharing import Sharing
 from mlops.errors import UsageError
 from mlops.gpus import VISIBLE, Gpu
 from mlops.mlflow_store import open_client

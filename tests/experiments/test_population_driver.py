@@ -14,7 +14,6 @@ import optuna
 import pytest
 
 from experiments.architectures import Description
-from experiments.cluster import WorkerDiedError
 from experiments.config import SweepConfig
 from experiments.population_trial import PopulationTask, run_population
 from experiments.progress import Lines
@@ -23,6 +22,7 @@ from experiments.sweep import main, run_sweep
 from experiments.tasks import Training, TrialResult
 from experiments.training import OnEpoch, Trained
 from experiments.trial import Fitted, run_trial
+from experiments.workers.cluster import WorkerDiedError
 from mlops.mlflow_store import open_client
 from mlops.settings import Settings
 from tests.conftest import Tracking

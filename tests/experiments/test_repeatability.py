@@ -12,9 +12,9 @@ import pytest
 
 from experiments import run_sweep
 from experiments.built_in import BUILT_IN
-from experiments.cluster import Cluster, open_cluster
 from experiments.config import SweepConfig
 from experiments.storage import open_storage
+from experiments.workers.cluster import Cluster, open_cluster
 from tests.conftest import Tracking
 from tests.experiments.test_sweep import Notes
 

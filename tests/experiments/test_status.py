@@ -27,7 +27,6 @@ from sqlalchemy.engine import Engine
 
 from experiments import run_sweep
 from experiments.architectures import Description
-from experiments.cluster import Cluster, open_cluster
 from experiments.config import SweepConfig
 from experiments.overview import TrialRow, estimate_time_left, find_best, find_spans
 from experiments.status import get_sweep, list_sweeps, main, next_commands, stop_sweep
@@ -35,6 +34,7 @@ from experiments.storage import open_storage
 from experiments.studies import home_of, is_locked, lock_sweep
 from experiments.study import Search, open_search
 from experiments.tasks import TrialResult
+from experiments.workers.cluster import Cluster, open_cluster
 from mlops.errors import MlopsError
 from mlops.settings import Settings
 from tests.conftest import Tracking

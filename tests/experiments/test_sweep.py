@@ -20,11 +20,11 @@ import psutil
 import pytest
 
 from experiments import run_sweep
-from experiments.cluster import Cluster
 from experiments.config import SweepConfig
 from experiments.config_file import load_config, read_options
 from experiments.results import leaderboard
 from experiments.study import Tally
+from experiments.workers.cluster import Cluster
 from mlops.errors import DataError, UsageError
 from mlops.inputs import Column
 from mlops.mlflow_store import open_client

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from experiments import run_sweep
-from experiments.cluster import Cluster
 from experiments.config import SweepConfig
 from experiments.sweep import main
+from experiments.workers.cluster import Cluster
 from mlops.dataset_store import open_dataset_store
 from mlops.errors import MlopsError
 from mlops.objects import open_objects

@@ -37,7 +37,6 @@ for _name in (
     importlib.import_module(_name)
 
 from experiments.architectures import Description
-from experiments.cluster import Cluster, open_cluster
 from experiments.config import SweepConfig
 from experiments.preparation import load_data
 from experiments.study import Tally
@@ -45,6 +44,7 @@ from experiments.sweep import run_sweep
 from experiments.tasks import Training, TrialResult
 from experiments.training import OnEpoch, Trained
 from experiments.trial import Fitted, leave_terminal
+from experiments.workers.cluster import Cluster, open_cluster
 from mlops.settings import Settings
 from tests.faults.children import Script
 from tests.faults.tape import Item, Tape

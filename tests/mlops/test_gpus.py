@@ -161,7 +161,7 @@ def test_gpus_are_found_by_nvidia_smi_and_without_tensorflow(tmp_path: Path) -> 
     path = os.pathsep.join([str(tmp_path), str(ROOT)])
     env = {**os.environ, "PYTHONPATH": path, "PATH": f"{tmp_path}:/bin:/usr/bin"}
     code = (
-        "import sys; from experiments.packing import find_gpus; "
+        "import sys; from experiments.workers.packing import find_gpus; "
         "print([gpu.uuid for gpu in find_gpus('theano')[0]]); "
         "assert not {'tensorflow', 'keras', 'jax'} & set(sys.modules)"
     )

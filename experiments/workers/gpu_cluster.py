@@ -12,10 +12,10 @@ from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
 from typing import Any
 
-from experiments.cluster import SILENT_S, Workers, open_cluster
 from experiments.config import SweepConfig
-from experiments.gpu_share import tell_workers
-from experiments.packing import Packing, pack
+from experiments.workers.cluster import SILENT_S, Workers, open_cluster
+from experiments.workers.gpu_share import tell_workers
+from experiments.workers.packing import Packing, pack
 
 OpenPacked = Callable[[Packing], AbstractContextManager[Workers]]
 """Starts the worker processes of a packing, and ends them."""
@@ -93,7 +93,7 @@ def open_gpu_cluster(
     Args:
         log: File that takes what the workers write.
         preload: Module with a `dask_setup` that makes a worker's process ready; it must let the
-            process take its share (`experiments.gpu_share.take_share`).
+            process take its share (`experiments.workers.gpu_share.take_share`).
     """
 
     def open_packed(packing: Packing) -> AbstractContextManager[Workers]:

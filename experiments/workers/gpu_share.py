@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterator, MutableMapping
 from dataclasses import asdict, dataclass
 from typing import Any, Protocol
 
-from experiments.packing import Packing, cap_bytes
+from experiments.workers.packing import Packing, cap_bytes
 from mlops.gpus import MEBIBYTE, MEGABYTE, VISIBLE, find_gpus
 from mlops.system_metrics import SystemSummary
 

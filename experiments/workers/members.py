@@ -10,8 +10,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from experiments.cluster import GROWTH_BYTES, LOOK_S
-from experiments.joining import Place, Terms, join
+from experiments.workers.cluster import GROWTH_BYTES, LOOK_S
+from experiments.workers.joining import Place, Terms, join
 from mlops.errors import MlopsError, first_line
 
 ANSWER_S = 5.0
@@ -174,7 +174,7 @@ class Members:
             raise self.lose() from err
 
     def let_go(self, futures: list[Any], reason: str) -> None:
-        """Waits for calls no more. One that runs ends after its epoch (`experiments.wanted`)."""
+        """Waits for calls no more. One that runs ends after its epoch (`wanted`)."""
         with contextlib.suppress(Exception):  # where the connection is gone they are so, too
             self._client.cancel(futures, reason=reason)
 

@@ -21,11 +21,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from experiments.cluster import run_once
-from experiments.same_code import describe_code, find_difference
 from experiments.tasks import Task
 from experiments.trial import THREADS_VARIABLE
-from experiments.wanted import wanted_while
+from experiments.workers.cluster import run_once
+from experiments.workers.same_code import describe_code, find_difference
+from experiments.workers.wanted import wanted_while
 from mlops.dataset_store import open_datasets
 from mlops.deliver import find_unreachable
 from mlops.errors import MlopsError, first_line

@@ -10,11 +10,11 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from experiments.cluster import Workers
 from experiments.config import SweepConfig
-from experiments.gpu_cluster import GpuCluster
-from experiments.packing import AUTO_AFTER, choose_packing, describe_peak
 from experiments.study import Search
+from experiments.workers.cluster import Workers
+from experiments.workers.gpu_cluster import GpuCluster
+from experiments.workers.packing import AUTO_AFTER, choose_packing, describe_peak
 
 
 class Sharing:

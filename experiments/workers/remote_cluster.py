@@ -4,12 +4,12 @@ Nothing of it is the sweep's own. Workers come and go, other sweeps use them too
 when the driver ends. So:
 
 - A worker joins before it gets a trial: the same code, study database and threads; it works in the
-  sweep's home where it sees that, and otherwise in one of its own (`experiments.joining`).
+  sweep's home where it sees that, and otherwise in one of its own (`experiments.workers.joining`).
 - A trial is sent to one worker, by its address, and Dask moves it to no other. It is out, or it has
   ended, or its worker is gone. At most one a worker: of several sweeps each has one waiting there,
   and Dask takes them in turn, so that none starves.
 - Nothing of the cluster is ended. A call that its driver let go of ends after its epoch
-  (`experiments.wanted`).
+  (`experiments.workers.wanted`).
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ from pathlib import Path
 from typing import Any
 
 from experiments.built_in import BUILT_IN
-from experiments.cluster import SILENT_S, RepeatedError, WorkerDiedError
 from experiments.config import SweepConfig
-from experiments.joining import CALLS, MARKER, NotJoinedError, Terms, run_joined
-from experiments.members import FETCH_S, Member, Members
-from experiments.same_code import describe_code
 from experiments.trial import set_up_process
-from experiments.wanted import NotWantedError
+from experiments.workers.cluster import SILENT_S, RepeatedError, WorkerDiedError
+from experiments.workers.joining import CALLS, MARKER, NotJoinedError, Terms, run_joined
+from experiments.workers.members import FETCH_S, Member, Members
+from experiments.workers.same_code import describe_code
+from experiments.workers.wanted import NotWantedError
 from mlops.errors import MlopsError, first_line
 from mlops.lease import try_lock
 from mlops.settings import Settings

@@ -1,6 +1,6 @@
 """Where trials run: worker processes on this machine, by Dask, that live as long as the sweep.
 
-`experiments.remote_cluster` has the other place: the workers of a cluster that runs already.
+`remote_cluster` has the other place: the workers of a cluster that runs already.
 """
 
 from __future__ import annotations
