@@ -22,7 +22,7 @@ import pytest
 
 from experiments.architectures import Description
 from experiments.config import SweepConfig
-from experiments.population_trial import take_result, write_result
+from experiments.kept_result import keep_result
 from experiments.storage import open_storage
 from experiments.sweep import main, run_sweep
 from experiments.tasks import Training, TrialResult
@@ -361,16 +361,6 @@ def test_jax_runs_out_of_memory_as_it_says() -> None:
     assert is_out_of_memory(info.value)
 
 
-def test_a_result_that_an_earlier_version_kept_is_read(tmp_path: Path) -> None:
-    training: Any = SimpleNamespace(network=tmp_path / "00001.keras")
-    result = dataclasses.replace(complete(0.5), gpu_s=3.0, gpu_peak_bytes=5)
-    write_result(training, result)
-    assert take_result(training.network) == result
-    old = '{"state": "complete", "value": 0.5, "best_epoch": 0, "weights_sha256": "00"}'
-    (tmp_path / "00001.result").write_text(old)
-    assert take_result(training.network) == complete(0.5)
-
-
 # The study
 
 
@@ -395,6 +385,19 @@ def test_a_trial_that_is_to_be_alone_is_so_for_every_later_driver(opener: Opener
     assert search.waits_alone
     tally = search.tally()
     assert (tally.n_complete, tally.n_failed) == (0, 0)
+
+
+def test_one_that_ran_out_of_memory_when_its_driver_died_is_tried_again_alone(
+    opener: Opener,  # noqa: F811
+) -> None:
+    search = opener(trials=2)
+    ask = search.ask()
+    assert ask is not None
+    keep_result(search.study._storage, ask.trial_id, NO_MEMORY)
+    later = opener(trials=2)
+    assert later.recover() == [] and later.waits_alone
+    again = later.ask()
+    assert again is not None and (again.alone, again.params) == (True, ask.params)
 
 
 def test_lack_of_memory_is_a_trials_outcome_and_does_not_end_a_study_soon(

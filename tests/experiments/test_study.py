@@ -22,6 +22,7 @@ from optuna.trial import TrialState
 from experiments.architectures import Description
 from experiments.config import SweepConfig
 from experiments.finals import Finals
+from experiments.kept_result import ATTRIBUTE, keep_result
 from experiments.storage import open_storage
 from experiments.studies import (
     find_studies,
@@ -176,6 +177,37 @@ def test_a_new_driver_retries_what_a_dead_one_left_and_keeps_what_is_finished(
     assert search.ask() is None
     states = [trial.state for trial in search.study.trials]
     assert states.count(TrialState.COMPLETE) == 3
+
+
+def test_a_trial_that_ended_although_nobody_was_told_is_told_and_not_tried_again(
+    opener: Opener,
+) -> None:
+    search = opener(trials=2)
+    ended, left = search.ask(), search.ask()
+    assert ended is not None and left is not None
+    storage = search.study._storage
+    result = dataclasses.replace(complete(0.75), metrics={"val_accuracy": 0.75, "x": math.nan})
+    keep_result(storage, ended.trial_id, result)
+    assert search.kept_result(left.number) is None
+    kept = search.kept_result(ended.number)
+    assert kept is not None and (kept.value, kept.weights_sha256) == (0.75, "00")
+    later = opener(trials=2)
+    later.recover()
+    assert (later.tally().n_complete, later.tally().value) == (1, 0.75)
+    again = later.ask()
+    assert again is not None and (again.origin, again.params) == (left.number, left.params)
+    keep_result(storage, ended.trial_id, complete(0.1))  # of one that was given up: too late
+    best = later.best()
+    assert best is not None and best.value == 0.75
+
+
+def test_a_result_of_another_version_counts_as_none(opener: Opener) -> None:
+    search = opener()
+    ask = search.ask()
+    assert ask is not None
+    search.study._storage.set_trial_system_attr(ask.trial_id, ATTRIBUTE, {"state": "?", "of": 1})
+    assert search.kept_result(ask.number) is None
+    keep_result(None, ask.trial_id, complete(0.5))  # a database that is away is no error
 
 
 def test_telling_twice_keeps_the_first_word(opener: Opener) -> None:
