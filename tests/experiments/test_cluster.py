@@ -545,6 +545,7 @@ def test_an_own_architecture_is_part_of_the_code_and_is_not_imported_to_find_out
     )
 
 
+@pytest.mark.long
 def test_a_sweep_as_a_user_types_it_trains_the_same_networks_on_a_plain_dask_worker(
     settings: Settings,
     workers: Cluster,

@@ -430,6 +430,7 @@ def test_plain_workers_that_a_person_starts_can_train(
     assert f"1 worker(s) of {address} can train." in capsys.readouterr().out
 
 
+@pytest.mark.long
 def test_jobs_of_slurm_can_train_and_one_that_ends_is_submitted_anew(
     started: Started, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -833,6 +833,7 @@ def test_a_sweep_with_real_processes_survives_networks_that_are_too_large(
     assert "Starting 2 worker(s) on 1 GPU(s) (NVIDIA Made Up), 2 a GPU." in notes.lines[0]
 
 
+@pytest.mark.long
 def test_each_member_of_a_population_that_is_too_large_is_tried_again_in_one_that_is_alone(
     tracking: Tracking, monkeypatch: pytest.MonkeyPatch
 ) -> None:
