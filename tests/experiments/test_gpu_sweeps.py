@@ -802,6 +802,7 @@ def test_what_is_out_counts_for_the_budget_and_on_a_cpu_nothing_is_decided() -> 
     assert on_cpu.end("one") is None
 
 
+@pytest.mark.long
 def test_a_sweep_with_real_processes_survives_networks_that_are_too_large(
     tracking: Tracking, tmp_path: Path
 ) -> None:
