@@ -17,7 +17,7 @@ import urllib.error
 import urllib.request
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -149,7 +149,7 @@ def api(stack: Stack, account: str, method: str, path: str, body: Any = None) ->
 
 
 def wait_served(stack: Stack, version: int) -> None:
-    """Waits until both replicas answer with a version."""
+    """Waits until both replicas answer with a version, and the door has noticed."""
     body = json.dumps({"inputs": ROWS[:1].tolist()}).encode()
 
     def served_by(replica: str) -> bool:
@@ -165,6 +165,13 @@ def wait_served(stack: Stack, version: int) -> None:
             180,
             replica,
         )
+
+    def is_answered() -> bool:
+        with suppress(PredictionError):
+            return len(ask(stack)) == len(ROWS)
+        return False
+
+    stack.wait_for(is_answered, "an answer of the door", 30, "door")
 
 
 @contextmanager
