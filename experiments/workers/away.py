@@ -45,6 +45,7 @@ def wait_for_runs(
     """
     deadline = time.monotonic() + timeout_s
     while True:
+        has_all = is_delivered()  # asked first: what comes meanwhile may begin another run
         try:
             open_keys = {
                 run.key
@@ -53,7 +54,7 @@ def wait_for_runs(
             }
         except Exception:  # whatever keeps the server from answering, the drain says it
             open_keys = None
-        if open_keys is not None and not open_keys and is_delivered():
+        if has_all and open_keys is not None and not open_keys:
             return set()
         if time.monotonic() > deadline or give_up():
             return open_keys or set()

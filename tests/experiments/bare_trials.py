@@ -10,13 +10,13 @@ import random
 import sys
 import time
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import optuna
 
-from experiments.architectures import Description
+from experiments.architectures import Description, Params
 from experiments.config import SweepConfig
 from experiments.tasks import Training, TrialResult
 from experiments.training import OnEpoch, Trained
@@ -64,17 +64,22 @@ class Bare:
         return self._cluster.submit(run_bare, call, self._tape, self._pace_s, *args)
 
     def call(self, function: Callable[..., Any], *args: Any) -> Any:
-        """Describes the architecture that there is none of."""
-        return Description(
-            path="nobody:Flat",
-            name="flat",
-            task="classifier",
-            objective=OBJECTIVE,
-            left_out=None,
-            space={n: optuna.distributions.distribution_to_json(one) for n, one in SPACE.items()},
-            baseline={"units": 32},
-            likelihood=None,
-        )
+        return describe_flat(SPACE, {"units": 32})
+
+
+def describe_flat(space: Mapping[str, Any], baseline: Params, *variable_params: str) -> Description:
+    """Describes the architecture that there is none of."""
+    return Description(
+        path="nobody:Flat",
+        name="flat",
+        task="classifier",
+        objective=OBJECTIVE,
+        left_out=None,
+        space={name: optuna.distributions.distribution_to_json(one) for name, one in space.items()},
+        baseline=baseline,
+        likelihood=None,
+        variable_params=variable_params,
+    )
 
 
 def run_bare(call: Callable[..., TrialResult], tape: Path, pace_s: float, task: Any) -> TrialResult:

@@ -20,7 +20,6 @@ from typing import Any
 import optuna
 import pytest
 
-from experiments.architectures import Description
 from experiments.config import SweepConfig
 from experiments.kept_result import keep_result
 from experiments.storage import open_storage
@@ -59,6 +58,7 @@ from mlops.mlflow_store import open_client
 from mlops.settings import Settings
 from mlops.system_metrics import SystemSummary
 from tests.conftest import Tracking
+from tests.experiments.bare_trials import describe_flat
 from tests.experiments.test_study import Opener, complete, finish, opener  # noqa: F401
 from tests.experiments.test_sweep import Notes, everything_in, runs_of
 from tests.faults.zeros import write_network
@@ -484,16 +484,7 @@ class Here:
         return found
 
     def call(self, function: Callable[..., Any], *args: Any) -> Any:
-        return Description(
-            path="nobody:Flat",
-            name="flat",
-            task="classifier",
-            objective="val_accuracy",
-            left_out=None,
-            space={n: optuna.distributions.distribution_to_json(one) for n, one in SPACE.items()},
-            baseline={"units": 32},
-            likelihood=None,
-        )
+        return describe_flat(SPACE, {"units": 32})
 
     def end_silent(self, silent_s: float = 60.0) -> None:
         pass

@@ -13,7 +13,6 @@ from typing import Any
 import optuna
 import pytest
 
-from experiments.architectures import Description
 from experiments.config import SweepConfig
 from experiments.population_trial import PopulationTask, run_population
 from experiments.progress import Lines
@@ -26,6 +25,7 @@ from experiments.workers.cluster import WorkerDiedError
 from mlops.mlflow_store import open_client
 from mlops.settings import Settings
 from tests.conftest import Tracking
+from tests.experiments.bare_trials import describe_flat
 from tests.faults.zeros import write_network
 
 SPACE = {
@@ -94,17 +94,7 @@ class Here:
         return found
 
     def call(self, function: Callable[..., Any], *args: Any) -> Any:
-        return Description(
-            path="nobody:Flat",
-            name="flat",
-            task="classifier",
-            objective="val_accuracy",
-            left_out=None,
-            space={n: optuna.distributions.distribution_to_json(one) for n, one in SPACE.items()},
-            baseline={"units": 32, "learning_rate": 1e-3},
-            likelihood=None,
-            variable_params=("learning_rate",),
-        )
+        return describe_flat(SPACE, {"units": 32, "learning_rate": 1e-3}, "learning_rate")
 
     def end_silent(self, silent_s: float = 60.0) -> None:
         pass
