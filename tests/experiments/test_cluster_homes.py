@@ -29,6 +29,7 @@ from experiments.workers.joining import CALLS, Place, Terms, join
 from mlops.errors import MlopsError
 from mlops.journal import find_journals
 from mlops.settings import Settings
+from mlops.stores.journal_state import find_folders, is_delivered_now
 from mlops.sync import sync
 from tests.conftest import Tracking
 from tests.experiments.bare_trials import bare_config, read
@@ -82,6 +83,8 @@ class Hosts:
         for process in left:
             process.kill()
         psutil.wait_procs(left, 20)
+        # One that was killed with its worker has no command line any more, but for a moment a lock.
+        wait_for(lambda: not any(map(is_delivered_now, find_folders(self.home(name)))))
 
     def lose(self, name: str) -> None:
         """A host that dies for good."""
