@@ -46,6 +46,16 @@ class Networks:
         """Returns where a trial's network is, or that of what came after the search."""
         return network_file(self._settings.home, self._sweep, search.description.name, name)
 
+    def find(self, search: Search, chosen: Chosen) -> Path | None:
+        """Returns a network's file, fetched if it is in the artifact store; None if it is gone.
+
+        Raises:
+            NotFetchedError: nothing can be fetched now.
+        """
+        network = self.path(search, chosen.name)
+        is_there = network.exists() or fetch_network(self._settings, chosen.run_key, network)
+        return network if is_there else None
+
     def forget_beaten(self, search: Search, out: Collection[int]) -> None:
         """Removes the networks of trials that a better one has beaten.
 
@@ -96,11 +106,12 @@ class Networks:
 
     def _register(self, search: Search, chosen: Chosen) -> bool:
         """Packages a network and logs it as a candidate; False if the network is gone."""
-        network = self.path(search, chosen.name)
-        if not network.exists() and not fetch_network(self._settings, chosen.run_key, network):
+        network = self.find(search, chosen)
+        if network is None:
+            gone = self.path(search, chosen.name)
             self._note(
-                f"{search.name}: the network {network.name} is gone; no candidate is made. "
-                f"It was kept in {network.parent}."
+                f"{search.name}: the network {gone.name} is gone; no candidate is made. "
+                f"It was kept in {gone.parent}."
             )
             return False
         description = search.description

@@ -1,0 +1,142 @@
+"""The driver's side of drawing: the chosen network of each study, after its search.
+
+Workers draw, since they have Keras. What goes wrong costs a sweep nothing but the figure, and a
+sentence at the terminal. It comes before a study counts as finished: killed in between, the same
+command draws again.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+from experiments.config import SweepConfig
+from experiments.figures import FOLDER
+from experiments.figures.curves import draw_curves, find_baseline_curves
+from experiments.figures.task import Drawn, DrawTask, run_drawing
+from experiments.finals import Chosen, Finals
+from experiments.networks import Networks
+from experiments.runs import SweepRuns
+from experiments.study import Search
+from experiments.workers.cluster import Workers
+from mlops.data import Dataset
+from mlops.errors import MlopsError, first_line
+from mlops.settings import Settings
+from mlops.tracking import Run
+
+PATIENCE_S: Final = 180.0
+"""Seconds without a figure from any worker after which no more are waited for."""
+
+
+@dataclass(slots=True)
+class ChosenFigures:
+    """Has the chosen network of each study drawn, and logs what was drawn to its run.
+
+    Of a refit, which learned from the validation rows, it is the network whose training it repeats.
+
+    Attributes:
+        note: Takes a line for the person at the terminal.
+    """
+
+    config: SweepConfig
+    settings: Settings
+    dataset: Dataset
+    cluster: Workers
+    runs: SweepRuns
+    networks: Networks
+    note: Callable[[str], None]
+    _out: dict[Any, tuple[Search, Chosen]] = field(default_factory=dict)
+
+    def draw(self, searches: Sequence[Search], must_stop: Callable[[], bool]) -> None:
+        """Draws until all is drawn, or `must_stop`, which is asked again and again, says so."""
+        if self.config.plots == "none":
+            return
+        waiting = [(one, found) for one in searches if (found := Finals(one).judged()) is not None]
+        for search, chosen in waiting:
+            self._draw_curves(search, chosen)
+        heard = time.monotonic()
+        while (waiting or self._out) and not must_stop():
+            try:
+                if waiting and self._has_room():
+                    self._submit(*waiting.pop(0))
+                elif self._take_next():
+                    heard = time.monotonic()
+            except MlopsError as err:
+                self.note(f"no more figures are drawn: {err}")
+                return
+            if time.monotonic() - heard > PATIENCE_S:
+                self.note(f"no figure was drawn for {PATIENCE_S:.0f} s; no more are waited for.")
+                return
+
+    def _has_room(self) -> bool:
+        """Tells whether a worker is free. More tasks than workers would die with a neighbour's.
+
+        Raises:
+            MlopsError: all workers are out of reach.
+        """
+        self.cluster.end_silent()
+        return len(self._out) < self.cluster.n_alive()
+
+    def _submit(self, search: Search, chosen: Chosen) -> None:
+        with self._costs_no_more(search):
+            network = self.networks.find(search, chosen)
+            if network is None:
+                self.note(f"{search.name}: no figures; the network {chosen.name} is gone.")
+                return
+            task = DrawTask(
+                network=network,
+                content=network.read_bytes() if self.cluster.has_own_homes else None,
+                task=search.description.task,
+                likelihood=search.description.likelihood,
+                dataset_fingerprint=self.dataset.fingerprint,
+                datasets_url=self.settings.datasets_url,
+                home=self.settings.home,
+                log_rows=self.config.log_rows,
+            )
+            self._out[self.cluster.submit(run_drawing, task)] = (search, chosen)
+
+    def _take_next(self) -> bool:
+        """Waits a moment for what a worker has drawn; returns whether one has."""
+        ticket = self.cluster.next_done(timeout_s=0.2)
+        if ticket is None or ticket not in self._out:
+            return False
+        search, chosen = self._out.pop(ticket)
+        with self._costs_no_more(search):
+            drawn: Drawn = self.cluster.result(ticket)
+            for problem in drawn.problems:
+                self.note(f"{search.name}: no figure; {problem}.")
+            with tempfile.TemporaryDirectory(prefix="podium-") as scratch:
+                for name, content in drawn.files.items():
+                    (Path(scratch) / name).write_bytes(content)
+                self._log(chosen, Path(scratch))
+        return True
+
+    def _draw_curves(self, search: Search, chosen: Chosen) -> None:
+        with (
+            self._costs_no_more(search),
+            tempfile.TemporaryDirectory(prefix="podium-") as scratch,
+        ):
+            curves = Finals(search).curves()
+            if curves is not None:
+                title = f"{search.description.name}-{chosen.name} and the baseline"
+                baseline = find_baseline_curves(search.study)
+                objective = search.description.objective
+                draw_curves(curves, baseline, objective, title, Path(scratch))
+                self._log(chosen, Path(scratch))
+
+    def _log(self, chosen: Chosen, folder: Path) -> None:
+        if any(folder.iterdir()):
+            Run(self.runs.journal, chosen.run_key).log_artifact(folder, FOLDER)
+
+    @contextmanager
+    def _costs_no_more(self, search: Search) -> Iterator[None]:
+        """Turns whatever goes wrong into a sentence."""
+        try:
+            yield
+        except Exception as err:
+            self.note(f"{search.name}: no figures; {first_line(err)}.")
