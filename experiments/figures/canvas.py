@@ -34,9 +34,14 @@ def save(canvas: Any, path: Path) -> None:
 
 
 def label(name: object, most: int = MOST_CHARACTERS) -> str:
-    """Returns a name as figures show it: in one short line, and never read as a formula."""
+    """Returns a name as figures show it: in one short line, and never read as a formula.
+
+    Of a long one the middle is left out: names that begin alike often end differently.
+    """
     text = " ".join(str(name).split()) or "(empty)"
-    text = text if len(text) <= most else text[: most - 1] + "…"
+    if len(text) > most:
+        end = (most - 1) // 2
+        text = f"{text[: most - 1 - end]}…{text[-end:]}"
     return text.replace("$", r"\$")
 
 

@@ -57,13 +57,13 @@ class ChosenFigures:
         if self.config.plots == "none":
             return
         waiting = [(one, found) for one in searches if (found := Finals(one).judged()) is not None]
-        for search, chosen in waiting:
-            self._draw_curves(search, chosen)
         heard = time.monotonic()
         while (waiting or self._out) and not must_stop():
             try:
                 if waiting and self._has_room():
-                    self._submit(*waiting.pop(0))
+                    search, chosen = waiting.pop(0)
+                    self._submit(search, chosen)
+                    self._draw_curves(search, chosen)  # while a worker is at it
                 elif self._take_next():
                     heard = time.monotonic()
             except MlopsError as err:

@@ -189,6 +189,7 @@ def draw_calibration(subject: Subject, folder: Path) -> None:
     lower.set_ylim(bottom=0)
     lower.set_ylabel("rows")
     lower.set_xlabel("confidence: probability of the named class")
+    canvas.legend(loc="outside lower center", ncols=3)
     save(canvas, folder / "calibration.png")
 
 
@@ -196,12 +197,11 @@ def _draw_reliability(axes: Any, bins: Calibration, edges: npt.NDArray[np.float6
     filled = bins.n_rows > 0
     left, width = edges[:-1][filled], np.diff(edges)[filled]
     accuracy, confidence = bins.accuracy[filled], bins.confidence[filled]
-    axes.bar(left, accuracy, width, align="edge", color=BLUE, edgecolor="white", label="accuracy")
-    low, gap = np.minimum(accuracy, confidence), np.abs(accuracy - confidence)
-    style = {"color": ORANGE, "alpha": 0.45, "hatch": "//", "edgecolor": "white"}
-    axes.bar(left, gap, width, bottom=low, align="edge", label="gap to confidence", **style)
-    axes.plot([0, 1], [0, 1], "--", color="black", linewidth=1, label="perfectly calibrated")
+    style = {"align": "edge", "color": BLUE, "alpha": 0.55, "edgecolor": "white"}
+    axes.bar(left, accuracy, width, label="accuracy", **style)
+    axes.vlines(confidence, accuracy, confidence, color=ORANGE, linewidth=3, label="gap")
+    axes.plot(confidence, confidence, "_", color=ORANGE, markersize=9)
+    axes.plot([0, 1], [0, 1], "--", color="black", linewidth=1, label="as sure as right")
     axes.set_xlim(0, 1)
     axes.set_ylim(0, 1.02)
     axes.set_ylabel("accuracy")
-    axes.legend(loc="upper left", fontsize=9)

@@ -84,38 +84,38 @@ def draw_curves(
         objective: What networks are compared by.
         title: What the network is called.
     """
-    both = {"": curves, "baseline_": baseline or {}}
-    _write(folder / "learning_curves.csv", both)
+    _write(folder / "learning_curves.csv", {"": curves, "baseline_": baseline or {}})
     panels = [name for name in ("loss", objective.removeprefix("val_")) if _has(curves, name)]
     if not panels:
         return
     canvas = new_canvas(1.0 + 4.6 * len(panels), 4.2)
-    canvas.suptitle(title)
+    canvas.suptitle(title, fontsize=11)
+    marks: dict[str, Any] = {}
     for axes, name in zip(canvas.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
-        for part, style in (("train", "--"), ("val", "-")):
-            for of, colour, words in ((baseline, GREY, "baseline"), (curves, BLUE, "this network")):
-                found = (of or {}).get(f"{part}_{name}")
-                if of is not None and found is not None:
-                    values = [math.nan if value is None else value for value in found]
-                    epochs = [float(one or 0) for one in of["epoch"]]
-                    rows = "validation" if part == "val" else "training"
-                    dots = "o" if len(values) == 1 else None
-                    axes.plot(
-                        epochs, values, style, marker=dots, color=colour, label=f"{words}, {rows}"
-                    )
+        if baseline is not None:
+            _draw_lines(axes, baseline, name, "baseline", GREY)
+        _draw_lines(axes, curves, name, "this network", BLUE)
         axes.set_xlabel("epoch")
         axes.set_ylabel(name.replace("_", " "))
         axes.grid(alpha=0.3)
         axes.xaxis.get_major_locator().set_params(integer=True)
         if name == "loss" and _is_wide(axes):
             axes.set_yscale("log")
-    marks = {
-        text: mark
-        for axes in canvas.axes
-        for mark, text in zip(*axes.get_legend_handles_labels(), strict=True)
-    }
+        for mark, text in zip(*axes.get_legend_handles_labels(), strict=True):
+            marks.setdefault(text, mark)
     canvas.legend(marks.values(), marks.keys(), loc="outside lower center", ncols=2)
     save(canvas, folder / "learning_curves.png")
+
+
+def _draw_lines(axes: Any, curves: Curves, name: str, whose: str, colour: str) -> None:
+    """Draws a metric by epoch, of training rows dashed."""
+    epochs = curves["epoch"]
+    for part, rows, style in (("train", "training", "--"), ("val", "validation", "-")):
+        if (found := curves.get(f"{part}_{name}")) is None:
+            continue
+        values = [math.nan if value is None else value for value in found]
+        dot = "o" if len(values) == 1 else None
+        axes.plot(epochs, values, style, marker=dot, color=colour, label=f"{whose}, {rows} rows")
 
 
 def _has(curves: Curves, name: str) -> bool:

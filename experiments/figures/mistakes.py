@@ -57,7 +57,8 @@ def draw_mistakes(subject: Subject, folder: Path) -> None:
         write_table(folder / "mistakes.csv", head, rows)
         return
     titles = [
-        f"{label(names[labels[one]], 12)}, not {label(names[named[one]], 12)}\n{sure[one]:.3f}"
+        f"true {label(names[labels[one]], 16)}\n"
+        f"named {label(names[named[one]], 12)}: {sure[one]:.3f}"
         for one in wrong[:MOST_PICTURES].tolist()
     ]
     pictures = [to_picture(subject.rows[one], subject.data) for one in wrong[:MOST_PICTURES]]

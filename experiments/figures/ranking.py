@@ -56,6 +56,12 @@ class Ranking:
         """
         return float((np.diff(self.recall) * self.precision[1:]).sum())
 
+    @property
+    def reached(self) -> tuple[Floats, Floats]:
+        """Each recall that is reached, ascending, and the best precision there."""
+        recall, first = np.unique(self.recall, return_index=True)
+        return recall, self.precision[first]
+
     def recall_on(self, grid: Floats) -> Floats:
         """Returns the true positive rate at these false positive rates."""
         return np.interp(grid, self.false_positive_rate, self.recall)
@@ -144,7 +150,7 @@ def _draw_precision_recall(ranked: dict[str, Ranking], mean: float, path: Path) 
     canvas, axes = _open_axes("recall", "precision")
     worst = sorted(ranked, key=lambda name: ranked[name].average_precision)
     for name, style in _styles(worst, [ranked[one].average_precision for one in worst]):
-        axes.step(ranked[name].recall, ranked[name].precision, where="pre", **style)
+        axes.step(*ranked[name].reached, where="pre", **style)
     curve = np.mean([one.precision_on(GRID) for one in ranked.values()], axis=0)
     text = f"mean of {len(ranked)} classes {mean:.4f}"
     axes.step(GRID, curve, where="pre", color="black", linewidth=2, label=text)
