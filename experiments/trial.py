@@ -27,7 +27,13 @@ from typing import Any, Protocol
 from experiments.architectures import Architecture, open_architecture
 from experiments.checkpoint import Checkpoint
 from experiments.figures import FOLDER
-from experiments.figures.curves import Curves, draw_curves, find_baseline_curves, keep_curves
+from experiments.figures.curves import (
+    Curves,
+    draw_curves,
+    find_baseline_curves,
+    keep_curves,
+    name_network,
+)
 from experiments.kept_result import keep_result
 from experiments.objectives import measure_costs
 from experiments.tasks import NETWORKS, STATUS, FinalTask, Training, TrialResult, TrialTask
@@ -306,7 +312,8 @@ def _log_figures(
         with tempfile.TemporaryDirectory(prefix="podium-") as scratch:
             folder = Path(scratch)
             problems = fitted.draw(folder, training.log_rows)
-            draw_curves(curves, baseline, training.objective, training.name, folder)
+            title = name_network(training.study, training.number)
+            draw_curves(curves, baseline, training.objective, title, folder)
             run.log_artifact(folder, FOLDER)
     except Exception as err:
         problems = [_reason(err)]

@@ -17,7 +17,7 @@ from typing import Any, Final
 
 from experiments.config import SweepConfig
 from experiments.figures import FOLDER
-from experiments.figures.curves import draw_curves, find_baseline_curves
+from experiments.figures.curves import draw_curves, find_baseline_curves, name_network
 from experiments.figures.task import Drawn, DrawTask, run_drawing
 from experiments.finals import Chosen, Finals
 from experiments.networks import Networks
@@ -123,7 +123,7 @@ class ChosenFigures:
         ):
             curves = Finals(search).curves()
             if curves is not None:
-                title = f"{search.description.name}-{chosen.name} and the baseline"
+                title = name_network(search.description.name, chosen.name)
                 baseline = find_baseline_curves(search.study)
                 objective = search.description.objective
                 draw_curves(curves, baseline, objective, title, Path(scratch))

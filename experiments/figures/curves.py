@@ -73,6 +73,11 @@ def find_baseline_curves(study: Any) -> Curves | None:
     return None
 
 
+def name_network(architecture: str, number: str) -> str:
+    """Returns what people call a network; `number` is a trial's, as "00012", or a final's name."""
+    return f"{architecture}, {f'trial {int(number)}' if number.isdecimal() else number}"
+
+
 def draw_curves(
     curves: Curves, baseline: Curves | None, objective: str, title: str, folder: Path
 ) -> None:

@@ -278,7 +278,7 @@ def _draw_slices(trials: Trials) -> Any:
 
 
 def _draw_slice(axes: Any, trials: Trials, name: str) -> Any:
-    from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, StrMethodFormatter
+    from matplotlib.ticker import MaxNLocator
 
     distribution = trials.params[name]
     values: list[Any] = list(trials.values[name])
@@ -289,15 +289,27 @@ def _draw_slice(axes: Any, trials: Trials, name: str) -> Any:
         axes.set_xlim(-0.5, len(choices) - 0.5)
     elif getattr(distribution, "log", False):
         axes.set_xscale("log")
-        axes.xaxis.set_minor_formatter(NullFormatter())
-        is_wide = distribution.high > 50 * distribution.low  # type: ignore[attr-defined]
-        axes.xaxis.set_major_locator(LogLocator(subs=(1.0,) if is_wide else (1.0, 2.0, 5.0)))
-        axes.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+        ticks = _log_ticks([float(value) for value in values if value is not None])
+        axes.set_xticks(ticks, [f"{tick:.3g}" for tick in ticks])
+        axes.set_xticks([], minor=True)
     else:
         whole = isinstance(distribution, IntDistribution)
-        axes.xaxis.set_major_locator(MaxNLocator(5, integer=whole))
+        axes.xaxis.set_major_locator(MaxNLocator(4, integer=whole))
+    axes.tick_params(labelsize=8)
     places = [math.nan if value is None else float(value) for value in values]
     axes.set_xlabel(label(name))
     axes.grid(alpha=0.3)
     style = {"cmap": "Blues", "edgecolors": GREY, "linewidths": 0.6, "s": 26}
     return axes.scatter(places, trials.quality, c=trials.numbers, **style)
+
+
+def _log_ticks(values: Sequence[float]) -> list[float]:
+    """Returns up to 5 round numbers between the least and the largest, or else these two."""
+    low, high = min(values), max(values)
+    decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    for steps in ((1, 2, 5), (1, 3), (1,)):
+        ticks = [step * 10.0**decade for decade in decades for step in steps]
+        ticks = [tick for tick in ticks if 0.999 * low <= tick <= 1.001 * high]
+        if 2 <= len(ticks) <= 5:
+            return ticks
+    return sorted({low, high})

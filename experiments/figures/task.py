@@ -69,11 +69,13 @@ def run_drawing(task: DrawTask) -> Drawn:
 
 def _draw(task: DrawTask, scratch: Path) -> Drawn:
     from experiments.trial import open_dataset
+    from mlops.network import check_network
 
     network = task.network
     if task.content is not None:
         network = scratch / network.name
         network.write_bytes(task.content)
+    check_network(network, network.name)  # it may come from the artifact store
     folder = scratch / "drawn"
     folder.mkdir()
     dataset = open_dataset(task)
@@ -85,10 +87,6 @@ def _draw(task: DrawTask, scratch: Path) -> Drawn:
 
 
 def _load(network: Path) -> Any:
-    """Loads a packaged network; its file may come from the artifact store, so it is checked."""
     import keras
 
-    from mlops.network import check_network
-
-    check_network(network, network.name)
     return keras.saving.load_model(network, compile=False, safe_mode=True)
