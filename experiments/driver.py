@@ -182,19 +182,11 @@ class Driver:
 
     def draw(self) -> bool:
         """Draws each study's chosen network; returns whether it was interrupted."""
-        figures = ChosenFigures(
-            self.config,
-            self.settings,
-            self.dataset,
-            self.cluster,
-            self.runs,
-            self._networks,
-            self.progress.note,
-        )
-        figures.draw(self._searches, self._must_stop)
-        if self.stop.is_set():
+        figures = ChosenFigures(self.config, self.cluster, self._networks)
+        interrupted = figures.draw(self._searches, self._must_stop)
+        if interrupted:
             self._abandon()
-        return self.stop.is_set()
+        return interrupted
 
     def _n_alive(self) -> int:
         """Counts live workers.

@@ -21,12 +21,9 @@ from experiments.figures.curves import draw_curves, find_baseline_curves, name_n
 from experiments.figures.task import Drawn, DrawTask, run_drawing
 from experiments.finals import Chosen, Finals
 from experiments.networks import Networks
-from experiments.runs import SweepRuns
 from experiments.study import Search
 from experiments.workers.cluster import Workers
-from mlops.data import Dataset
 from mlops.errors import MlopsError, first_line
-from mlops.settings import Settings
 from mlops.tracking import Run
 
 PATIENCE_S: Final = 180.0
@@ -38,64 +35,60 @@ class ChosenFigures:
     """Has the chosen network of each study drawn, and logs what was drawn to its run.
 
     Of a refit, which learned from the validation rows, it is the network whose training it repeats.
-
-    Attributes:
-        note: Takes a line for the person at the terminal.
     """
 
     config: SweepConfig
-    settings: Settings
-    dataset: Dataset
     cluster: Workers
-    runs: SweepRuns
     networks: Networks
-    note: Callable[[str], None]
     _out: dict[Any, tuple[Search, Chosen]] = field(default_factory=dict)
 
-    def draw(self, searches: Sequence[Search], must_stop: Callable[[], bool]) -> None:
-        """Draws until all is drawn, or `must_stop`, which is asked again and again, says so."""
+    def draw(self, searches: Sequence[Search], must_stop: Callable[[], bool]) -> bool:
+        """Draws until all is drawn, or cannot be; returns whether `must_stop` ended it before.
+
+        Args:
+            must_stop: Asked again and again.
+        """
         if self.config.plots == "none":
-            return
+            return False
         waiting = [(one, found) for one in searches if (found := Finals(one).judged()) is not None]
         heard = time.monotonic()
-        while (waiting or self._out) and not must_stop():
+        while waiting or self._out:
+            if must_stop():
+                return True
             try:
-                if waiting and self._has_room():
+                self.cluster.end_silent()
+                # More tasks than workers would die with a neighbour's.
+                if waiting and len(self._out) < self.cluster.n_alive():
                     search, chosen = waiting.pop(0)
                     self._submit(search, chosen)
                     self._draw_curves(search, chosen)  # while a worker is at it
                 elif self._take_next():
                     heard = time.monotonic()
             except MlopsError as err:
-                self.note(f"no more figures are drawn: {err}")
-                return
+                self._note(f"no more figures are drawn: {err}")
+                return False
             if time.monotonic() - heard > PATIENCE_S:
-                self.note(f"no figure was drawn for {PATIENCE_S:.0f} s; no more are waited for.")
-                return
+                self._note(f"no figure was drawn for {PATIENCE_S:.0f} s; no more are waited for.")
+                return False
+        return False
 
-    def _has_room(self) -> bool:
-        """Tells whether a worker is free. More tasks than workers would die with a neighbour's.
-
-        Raises:
-            MlopsError: all workers are out of reach.
-        """
-        self.cluster.end_silent()
-        return len(self._out) < self.cluster.n_alive()
+    def _note(self, line: str) -> None:
+        self.networks.note(line)
 
     def _submit(self, search: Search, chosen: Chosen) -> None:
         with self._costs_no_more(search):
             network = self.networks.find(search, chosen)
             if network is None:
-                self.note(f"{search.name}: no figures; the network {chosen.name} is gone.")
+                self._note(f"{search.name}: no figures; the network {chosen.name} is gone.")
                 return
             task = DrawTask(
                 network=network,
                 content=network.read_bytes() if self.cluster.has_own_homes else None,
                 task=search.description.task,
                 likelihood=search.description.likelihood,
-                dataset_fingerprint=self.dataset.fingerprint,
-                datasets_url=self.settings.datasets_url,
-                home=self.settings.home,
+                dataset_fingerprint=self.networks.dataset.fingerprint,
+                datasets_url=self.networks.settings.datasets_url,
+                home=self.networks.settings.home,
                 log_rows=self.config.log_rows,
             )
             self._out[self.cluster.submit(run_drawing, task)] = (search, chosen)
@@ -109,7 +102,7 @@ class ChosenFigures:
         with self._costs_no_more(search):
             drawn: Drawn = self.cluster.result(ticket)
             for problem in drawn.problems:
-                self.note(f"{search.name}: no figure; {problem}.")
+                self._note(f"{search.name}: no figure; {problem}.")
             with tempfile.TemporaryDirectory(prefix="podium-") as scratch:
                 for name, content in drawn.files.items():
                     (Path(scratch) / name).write_bytes(content)
@@ -131,7 +124,7 @@ class ChosenFigures:
 
     def _log(self, chosen: Chosen, folder: Path) -> None:
         if any(folder.iterdir()):
-            Run(self.runs.journal, chosen.run_key).log_artifact(folder, FOLDER)
+            Run(self.networks.runs.journal, chosen.run_key).log_artifact(folder, FOLDER)
 
     @contextmanager
     def _costs_no_more(self, search: Search) -> Iterator[None]:
@@ -139,4 +132,5 @@ class ChosenFigures:
         try:
             yield
         except Exception as err:
-            self.note(f"{search.name}: no figures; {first_line(err)}.")
+            why = first_line(err).rstrip(".")
+            self._note(f"{search.name}: no figures; {why}.")

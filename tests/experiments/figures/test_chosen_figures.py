@@ -79,7 +79,6 @@ class Stage:
         self.dataset = load_dataset("digits")
         self.journal = Journal(home / "journal" / "sweep", "driver")
         runs = SweepRuns(self.journal, self.config, self.dataset, "sweep", {})
-        self.runs = runs
         self.networks = Networks(self.settings, "sweep", self.dataset, runs, self.notes.append)
 
     def search(self, key: str = "key-0") -> Search:
@@ -92,17 +91,9 @@ class Stage:
         write_network(self.networks.path(search, "00000"))
         return search
 
-    def draw(self, workers: Here, *searches: Search, must_stop: Any = lambda: False) -> None:
-        figures = ChosenFigures(
-            self.config,
-            self.settings,
-            self.dataset,
-            workers,  # type: ignore[arg-type]
-            self.runs,
-            self.networks,
-            self.notes.append,
-        )
-        figures.draw(searches, must_stop)
+    def draw(self, workers: Here, *searches: Search, must_stop: Any = lambda: False) -> bool:
+        figures = ChosenFigures(self.config, workers, self.networks)  # type: ignore[arg-type]
+        return figures.draw(searches, must_stop)
 
     def logged(self) -> list[tuple[str, str, set[str]]]:
         """Run, folder and names of the files of each artifact record."""
@@ -125,7 +116,7 @@ CURVES = {"learning_curves.png", "learning_curves.csv"}
 
 def test_what_workers_drew_is_logged_to_the_runs_of_the_best_trials(home: Path) -> None:
     stage, workers = Stage(home, log_rows=True), Here(lambda _: DRAWN)
-    stage.draw(workers, stage.search("a"), stage.search("b"))
+    assert not stage.draw(workers, stage.search("a"), stage.search("b"))
     assert stage.notes == []
     assert [(run, folder) for run, folder, _ in stage.logged()] == [
         *[("a", "plots")] * 2,
@@ -194,7 +185,7 @@ def test_an_interrupt_ends_the_waiting_at_once(home: Path) -> None:
     stage = Stage(home)
     asked = iter((False, False, True))
     began = time.monotonic()
-    stage.draw(Here(lambda _: None), stage.search(), must_stop=lambda: next(asked))
+    assert stage.draw(Here(lambda _: None), stage.search(), must_stop=lambda: next(asked))
     assert time.monotonic() - began < 5
     assert [names for _, _, names in stage.logged()] == [CURVES]
 
