@@ -18,6 +18,7 @@ from experiments.architectures import Description, Params
 from experiments.asking import Asking
 from experiments.config import SweepConfig
 from experiments.config_file import write_config
+from experiments.figures.chosen import ChosenFigures
 from experiments.finals import Final, Finals
 from experiments.interrupt import Stop
 from experiments.networks import Networks
@@ -179,6 +180,14 @@ class Driver:
         self._abandon()
         return bool(self._pending_finals())
 
+    def draw(self) -> bool:
+        """Draws each study's chosen network; returns whether it was interrupted."""
+        figures = ChosenFigures(self.config, self.cluster, self._networks)
+        interrupted = figures.draw(self._searches, self._must_stop)
+        if interrupted:
+            self._abandon()
+        return interrupted
+
     def _n_alive(self) -> int:
         """Counts live workers.
 
@@ -310,6 +319,7 @@ class Driver:
             pruner=search.pruner,
             goals=search.goals,
             to_beat=-math.inf if value is None else value,
+            is_baseline=ask.params == search.description.baseline,
         )
 
     def _training(
@@ -332,6 +342,8 @@ class Driver:
             home=self.settings.home,
             gpu_price=self.config.gpu_price,
             numerics=self.config.numerics,
+            plots=self.config.plots == "all",
+            log_rows=self.config.log_rows,
         )
 
     def _pending_finals(self) -> list[tuple[Search, Final]]:
@@ -424,8 +436,11 @@ class Driver:
     def _abandon(self) -> None:
         """Ends at once, so that the same command goes on later; nothing finished is lost."""
         while (ticket := self.cluster.next_done(timeout_s=0.0)) is not None:
-            # What was done already counts.
-            (self._take if ticket in self._out else self._take_final)(ticket)
+            # What was done already counts; but for figures, which are drawn again.
+            if ticket in self._out:
+                self._take(ticket)
+            elif ticket in self._finals_out:
+                self._take_final(ticket)
         self.cluster.kill()
         self._asking.let_go(self._searches)
         for ticket, out in self._out.items():

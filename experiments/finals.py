@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from experiments.architectures import Params
+from experiments.figures.curves import Curves, find_curves
 from experiments.study import Search, new_seed
 from experiments.tasks import TrialResult
 
@@ -103,6 +104,7 @@ class Finals:
             "value": result.value,
             "best_epoch": result.best_epoch,
             "seed": final.seed,
+            "curves": result.curves,
         }
         self._write("done", final.name, entry)
 
@@ -126,24 +128,33 @@ class Finals:
         return SeedSummary(n, mean, mean - half, mean + half, tuple(values))
 
     def chosen(self) -> Chosen | None:
-        """Returns the refit, else the median seed (of an even number the lower), else the best."""
+        """Returns the refit, else what `judged` returns."""
+        chosen, refit = self.judged(), self._done().get("refit")
+        if chosen is not None and refit is not None and refit["state"] == "complete":
+            return Chosen("refit", refit["run_key"], chosen.value)
+        return chosen
+
+    def judged(self) -> Chosen | None:
+        """Returns the median seed (of an even number the lower), else the best.
+
+        It has never learned from the validation rows; a refit repeats its training on them too.
+        """
         best = self._search.best()
         if best is None:
             return None
         median = self._median()
         if median is None:
-            chosen = Chosen(
-                f"{best.number:05d}",
-                best.user_attrs["run_key"],
-                self._search.goals.quality_of(best),
-            )
-        else:
-            name, entry = median
-            chosen = Chosen(name, entry["run_key"], entry["value"])
-        refit = self._done().get("refit")
-        if refit is not None and refit["state"] == "complete":
-            return Chosen("refit", refit["run_key"], chosen.value)
-        return chosen
+            value = self._search.goals.quality_of(best)
+            return Chosen(f"{best.number:05d}", best.user_attrs["run_key"], value)
+        name, entry = median
+        return Chosen(name, entry["run_key"], entry["value"])
+
+    def curves(self) -> Curves | None:
+        """Returns the curves of what `judged` returns; None where none were kept."""
+        best, median = self._search.best(), self._median()
+        if median is not None:
+            return median[1].get("curves")
+        return None if best is None else find_curves(best, self._search.description.objective)
 
     def _to_repeat(self) -> tuple[int, int]:
         """Epochs and seed of the training that a refit repeats on more rows."""
