@@ -146,7 +146,10 @@ def _check_known(name: str, facts: Facts, catalog: Catalog | None) -> None:
     if catalog is not None:
         known = known.union(*find_names(dataclasses.replace(facts, models=catalog.survey())))
     if not known:
-        raise UsageError(f"there is no model {name!r}; nothing was promoted yet. {_how_to_begin()}")
+        raise UsageError(
+            f"there is no model {name!r}; nothing was promoted yet. Run python -m "
+            f"experiments.sweep, then python -m registry.promote {name}."
+        )
     near = difflib.get_close_matches(name, sorted(known), n=5, cutoff=0.0)
     raise UsageError(f"there is no model {name!r}; {choose(name, near)}")
 
@@ -154,7 +157,8 @@ def _check_known(name: str, facts: Facts, catalog: Catalog | None) -> None:
 def _nothing() -> str:
     sweep = command_line("python", "-m", "experiments.sweep")
     promote = command_line("python", "-m", "registry.promote", "NAME")
-    return f"No model was promoted here yet. Search, then promote what was found:\n  {sweep}\n  {promote}"
+    first = "No model was promoted here yet. Search, then promote what was found:"
+    return f"{first}\n  {sweep}\n  {promote}"
 
 
 def _verify(overview: Overview, catalog: Catalog, settings: Settings) -> Overview:
