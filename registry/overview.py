@@ -354,6 +354,7 @@ def find_proposals(events: Iterable[Event], held: Mapping[str, int | None]) -> t
 
 
 def _find_decisions(events: Sequence[Event]) -> list[Decided]:
+    intents = {event.seq: event for event in events if event.kind == "intent"}
     return [
         Decided(
             event.seq,
@@ -361,8 +362,19 @@ def _find_decisions(events: Sequence[Event]) -> list[Decided]:
             DECISIONS[event.kind],
             event.version,
             event.actor,
-            describe(event),
+            _in_words(event, intents),
         )
         for event in reversed(events)
         if event.kind in DECISIONS
     ]
+
+
+def _in_words(event: Event, intents: Mapping[int, Event]) -> str:
+    """What an event says; of a promotion what its gates found, too, which stands in its intent."""
+    intent = intents.get(event.body.get("intent", 0)) if event.kind == "done" else event
+    gates = [] if intent is None else list(intent.body.get("gates", ()))
+    scores = (_read_score(one.get("name"), one.get("measured")) for one in gates)
+    score = next((one.measured for one in scores if one is not None), "")
+    warned = ", ".join(str(one.get("name")) for one in gates if one.get("verdict") == "warn")
+    says = (describe(event), score, f"warned: {warned}" if warned else "")
+    return ", ".join(filter(None, says))

@@ -18,6 +18,7 @@ State = Literal["answers", "starting", "silent", "killed"]
 Page = tuple[int, bytes]
 """The status and the content of an answer."""
 NOT_WATCHED: Final = "not watched"
+NO_REPLICA: Final = "answers as no server of Podium's does"
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,13 +152,13 @@ def read_replica(url: str, model: Page, metrics: Page | None, drift: Page | None
     """
     told = _object(model)
     if told is None:
-        why = _sentence(model)
-        is_starting = model[0] == 404 and "being loaded" in why
-        reason = why if is_starting else "answers as no server of Podium's does"
-        return Replica(url, "starting" if is_starting else "silent", reason)
+        is_starting = model[0] == 404 and "is being loaded" in _sentence(model)
+        if is_starting:
+            return Replica(url, "starting", "is starting: it loads its first release")
+        return Replica(url, "silent", NO_REPLICA)
     champion, name = _answering(told), _text(told.get("name"))
     if champion is None or name is None:
-        return Replica(url, "silent", "answers as no server of Podium's does")
+        return Replica(url, "silent", NO_REPLICA)
     counted = {} if metrics is None or metrics[0] != 200 else read_metrics(metrics[1])
     other = told.get("challenger")
     return Replica(

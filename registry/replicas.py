@@ -54,14 +54,14 @@ def read_address(text: str) -> Address:
         UsageError: it is none. A password in it is not repeated.
     """
     text = text.strip()
-    parts = urlsplit(text if "://" in text else f"http://{text}")
-    if "@" in parts.netloc:
+    if "@" in text:
         raise UsageError(f"a replica's address holds a login; {_EXPECTED}, which ask for none.")
     try:
+        parts = urlsplit(text if "://" in text else f"http://{text}")
         is_good = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
-    except ValueError:  # a port that is no number, or too large
+    except ValueError:  # a port that is no number or too large, say
         is_good = False
-    if not is_good or not parts.netloc.isprintable() or parts.query or parts.fragment:
+    if not is_good or not text.isprintable() or parts.query or parts.fragment:
         raise UsageError(f"{text!r} is no address of a replica; {_EXPECTED}.")
     path = parts.path.rstrip("/")
     for page in PAGES:
@@ -83,10 +83,10 @@ def find_addresses(home: Path, named: Iterable[str]) -> list[Address]:
 def _left_address(folder: StateFolder) -> Address | None:
     """The address that a server left in its folder, unless it took it away when it ended."""
     told = read_json(folder.address)
-    if not isinstance(told, dict):
+    said = [told.get(key) for key in ("metrics", "name", "alias")] if isinstance(told, dict) else []
+    if not said or not all(isinstance(one, str) and one for one in said):
         return None
-    keys = ("metrics", "name", "alias")
-    url, name, alias = (str(told.get(key) or "") for key in keys)
+    url, name, alias = map(str, said)
     with contextlib.suppress(UsageError):
         return Address(read_address(url).url, folder.path, name, alias)
     return None
