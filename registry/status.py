@@ -141,7 +141,8 @@ def _check_known(name: str, facts: Facts, catalog: Catalog | None) -> None:
     known = set().union(*find_names(facts), (one.name for one in facts.replicas if one.name))
     if name in known or facts.models is None:
         return
-    if facts.models and facts.models[name].releases:  # of somebody who registers by hand
+    asked = facts.models.get(name)
+    if asked is not None and asked.releases:  # of somebody who registers by hand
         return
     if catalog is not None:
         known = known.union(*find_names(dataclasses.replace(facts, models=catalog.survey())))
