@@ -16,8 +16,13 @@ NONE: Final = "-"
 DRIFT: Final = {"none": "none", "drifted": "DRIFTED", "waiting": "not yet", "unknown": NONE}
 HEADING: Final = (
     *("model", "alias", "version", "since (UTC)", "by"),
-    *("architecture", "measured", "replicas", "drift", "waiting"),
+    *("network", "replicas", "drift", "waiting"),
 )
+KNOWN_BY: Final = {
+    "tracking server": "MLflow login",
+    "database": "database login",
+    "operating system": "OS user",
+}
 N_SHORT: Final = 5
 """Columns that stay on the first line where a table is too wide for one line an alias."""
 MOST_NAME: Final = 40
@@ -68,9 +73,8 @@ def _row(model: ModelStatus, alias: AliasStatus) -> tuple[str, ...]:
             alias.alias or "no alias",
             _version(alias),
             _when(alias.since),
-            NONE if alias.actor is None else _short(_actor(alias.actor), MOST_CELL),
-            alias.architecture or NONE,
-            _measured(alias),
+            NONE if alias.actor is None else _who(alias.actor),
+            _network(alias) or NONE,
             _replicas(alias),
             DRIFT[alias.drift],
             (_waiting(model) or NONE) if is_first else NONE,
@@ -80,10 +84,9 @@ def _row(model: ModelStatus, alias: AliasStatus) -> tuple[str, ...]:
 
 def _rest(row: Sequence[str]) -> str:
     """What does not fit beside the rest, in words."""
-    architecture, measured, replicas, drift, waiting = row[N_SHORT:]
-    what = " ".join(one for one in (architecture, measured) if one != NONE)
+    network, replicas, drift, waiting = row[N_SHORT:]
     says = [
-        what,
+        network if network != NONE else "",
         f"{replicas} replicas" if replicas != NONE else "no replica known",
         f"drift {drift}" if drift != NONE else "",
         f"waiting: {waiting}" if waiting != NONE else "",
@@ -97,11 +100,10 @@ def _version(alias: AliasStatus) -> str:
     return f"{version} -> {alias.moving_to}?" if moving else version
 
 
-def _measured(alias: AliasStatus) -> str:
-    words = NONE if alias.score is None else f"{alias.score.metric} {alias.score.value:.4f}"
-    if alias.verifies is None:
-        return words
-    return f"{words}, {'verifies' if alias.verifies == 'yes' else 'DOES NOT VERIFY'}"
+def _network(alias: AliasStatus) -> str:
+    score = "" if alias.score is None else f"{alias.score.metric} {alias.score.value:.4f}"
+    verifies = {None: "", "yes": "verifies"}.get(alias.verifies, "DOES NOT VERIFY")
+    return ", ".join(filter(None, (alias.architecture, score, verifies)))
 
 
 def _replicas(alias: AliasStatus) -> str:
@@ -271,6 +273,11 @@ def _decision_rows(decisions: Iterable[Decided]) -> list[tuple[str, ...]]:
         cells = (when, one.what, version, _actor(one.actor), _short(one.says, 200))
         rows.append(tuple(map(harmless, cells)))
     return [("time (UTC)", "decision", "version", "by", "what"), *rows]
+
+
+def _who(actor: Actor) -> str:
+    """An actor in few letters."""
+    return f"{_short(actor.name, MOST_NAME)} ({KNOWN_BY[actor.known_by]})"
 
 
 def _actor(actor: Actor) -> str:

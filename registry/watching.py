@@ -23,6 +23,7 @@ def watch(look: Callable[[], str], every_s: float, *, in_place: bool) -> int:
     """Shows what `look` returns until Ctrl-C, or a plain kill; returns the exit code.
 
     Args:
+        look: Returns a text whose first line says when it is of.
         in_place: On the terminal's other screen; the last text stays on the first one.
 
     Raises:
@@ -39,7 +40,7 @@ def watch(look: Callable[[], str], every_s: float, *, in_place: bool) -> int:
                 try:
                     text = look()
                 except MlopsError as err:
-                    text = f"It could not be seen how things stand: {first_line(err)}"
+                    text = f"It cannot be seen how things stand\n\n{first_line(err)}"
     except KeyboardInterrupt:
         if in_place and text:
             answer(text)
@@ -61,8 +62,8 @@ def _show(screen: Any, text: str, every_s: float) -> None:
     from rich.text import Text
 
     size = shutil.get_terminal_size()
-    head = f"every {every_s:g} s; Ctrl-C ends"
-    shown = fit(f"{head}\n\n{text}", size.columns, size.lines)
+    first, _, rest = text.partition("\n")
+    shown = fit(f"{first}, every {every_s:g} s; Ctrl-C ends\n{rest}", size.columns, size.lines)
     screen.update(Text(shown, no_wrap=True, overflow="crop", end=""), refresh=True)
 
 

@@ -297,12 +297,12 @@ def test_a_wide_table_has_a_line_an_alias() -> None:
     lines = as_text(build_overview(facts), 200, ["A note."]).splitlines()
     assert [cell.strip() for cell in lines[0].split("  ") if cell] == [
         *("model", "alias", "version", "since (UTC)", "by"),
-        *("architecture", "measured", "replicas", "drift", "waiting"),
+        *("network", "replicas", "drift", "waiting"),
     ]
     cells = [cell.strip() for cell in lines[1].split("  ") if cell]
     assert cells[:4] == ["digits", "champion", "2", "2026-11-26 12:03"]
-    assert cells[4] == "e?[2Jve? (database)"
-    assert cells[5:] == ["cnn", "accuracy 0.9844", "1/2", "DRIFTED", "2 candidates"]
+    assert cells[4] == "e?[2Jve? (database login)"
+    assert cells[5:] == ["cnn, accuracy 0.9844", "1/2", "DRIFTED", "2 candidates"]
     stale, drifted = facts.replicas[0].url, facts.replicas[1].url
     assert lines[3:] == [
         f"digits@champion: {stale} answers with version 1, and champion is 2.",
@@ -317,7 +317,9 @@ def test_a_wide_table_has_a_line_an_alias() -> None:
 def test_a_narrow_table_has_two_lines_an_alias_and_fits() -> None:
     lines = as_text(build_overview(crowded()), 80).splitlines()
     assert lines[0].split() == ["model", "alias", "version", "since", "(UTC)", "by"]
-    assert lines[2] == ("  cnn accuracy 0.9844; 1/2 replicas; drift DRIFTED; waiting: 2 candidates")
+    assert lines[2] == (
+        "  cnn, accuracy 0.9844; 1/2 replicas; drift DRIFTED; waiting: 2 candidates"
+    )
     assert max(map(len, lines[:3])) <= 80
 
 
