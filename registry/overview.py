@@ -326,7 +326,7 @@ def _find_waiting(model: Registered | None, champion: int | None) -> tuple[Candi
 def _number(reference: str) -> int:
     """The number of a candidate in what names it, as in digits-candidates/7; 0 for none."""
     number = reference.rpartition("/")[2]
-    return int(number) if number.isascii() and number.isdigit() else 0
+    return int(number) if number.isascii() and number.isdigit() and len(number) < 19 else 0
 
 
 def find_proposals(events: Iterable[Event], held: Mapping[str, int | None]) -> tuple[Proposal, ...]:

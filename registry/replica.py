@@ -244,28 +244,38 @@ def read_drift(page: Page) -> Drift:
     """Returns what the page `/drift` says."""
     told = _object(page)
     if told is None:
-        # A server of an earlier Podium lists its pages; this one says why nobody watches.
-        said = _sentence(page)
-        is_known = page[0] == 404 and said and not said.startswith("nothing here")
-        return Drift("unknown", said if is_known else NOT_WATCHED)
-    size, n_rows, n_windows = (
-        _number(told.get(key)) for key in ("window_rows", "n_rows", "windows")
-    )
+        return _read_no_drift(page)
+    size, n_windows = _number(told.get("window_rows")), _number(told.get("windows"))
     if not n_windows:
-        of = f" of the {size:,} rows of a window" if size else ""
-        return Drift("waiting", f"not known yet ({n_rows or 0:,}{of})", told)
-    figures = [
-        f"{label} {value:.3g}"
-        for label, key in (("PSI", "psi"), ("KS", "ks"), ("p", "ks_p"))
-        if (value := _real(told.get(key))) is not None
-    ]
-    figures.append(f"{n_windows:,} windows" + (f" of {size:,} rows" if size else ""))
-    shown = ", ".join(figures)
+        return Drift("waiting", "no window is full yet", told)
+    shown = ", ".join([*_drift_figures(told), _windows(n_windows, size)])
     if told.get("drifted") is not True:
         return Drift("none", f"none ({shown})", told)
     since = _time(told.get("drifted_since"))
     when = "" if since is None else f" since {since:%Y-%m-%d %H:%M} UTC"
     return Drift("drifted", f"DRIFTED{when} ({shown})", told)
+
+
+def _read_no_drift(page: Page) -> Drift:
+    """Takes the sentence that a server says why there is nothing to tell."""
+    said = _sentence(page)
+    if page[0] != 404 or not said or said.startswith("nothing here"):  # one that knows no such page
+        return Drift("unknown", NOT_WATCHED)
+    return Drift("waiting" if said.startswith("no window is full yet") else "unknown", said)
+
+
+def _drift_figures(told: Mapping[str, Any]) -> list[str]:
+    watcher, version = _text(told.get("watcher")), _number(told.get("watcher_version"))
+    figures = [] if watcher is None else [f"{watcher} version {version or '?'}"]
+    for label, key in (("PSI", "psi"), ("KS", "ks"), ("p", "ks_p")):
+        value = _real(told.get(key))
+        figures += [] if value is None else [f"{label} {value:.3g}"]
+    n_dropped = _number(told.get("n_dropped"))
+    return figures + ([f"{n_dropped:,} rows not scored"] if n_dropped else [])
+
+
+def _windows(n: int, size: int | None) -> str:
+    return f"{n:,} window{'s' if n > 1 else ''}" + (f" of {size:,} rows" if size else "")
 
 
 def _answering(told: Mapping[str, Any]) -> Answering | None:

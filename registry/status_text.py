@@ -103,7 +103,8 @@ def _version(alias: AliasStatus) -> str:
 def _network(alias: AliasStatus) -> str:
     score = "" if alias.score is None else f"{alias.score.metric} {alias.score.value:.4f}"
     verifies = {None: "", "yes": "verifies"}.get(alias.verifies, "DOES NOT VERIFY")
-    return ", ".join(filter(None, (alias.architecture, score, verifies)))
+    architecture = _short(alias.architecture or "", MOST_NAME)
+    return ", ".join(filter(None, (architecture, score, verifies)))
 
 
 def _replicas(alias: AliasStatus) -> str:
@@ -205,7 +206,8 @@ def _alias_lines(alias: AliasStatus) -> Iterator[str]:
     yield ", ".join(says)
     measured = None if alias.score is None else alias.score.measured
     if alias.architecture or measured:
-        yield "    " + ", ".join(filter(None, (alias.architecture, measured)))
+        architecture = _short(alias.architecture or "", MOST_NAME)
+        yield "    " + ", ".join(filter(None, (architecture, measured)))
     if alias.verifies is not None:
         yield f"    verifies: {alias.verifies}"
     if not alias.replicas and alias.version is not None:
@@ -258,7 +260,7 @@ def _heading_of_candidates(model: ModelStatus) -> str:
 def _candidate_rows(candidates: Iterable[Candidate]) -> list[tuple[str, ...]]:
     rows = [("candidate", "made (UTC)", "architecture", "validation", "decision")]
     for one in candidates:
-        value = f"{one.objective} {one.value:.4f}" if one.objective else NONE
+        value = f"{_short(one.objective, MOST_NAME)} {one.value:.4f}" if one.objective else NONE
         decision = _short(one.decision or "undecided", MOST_CELL)
         cells = (str(one.version), _when(one.created_at), one.architecture, value, decision)
         rows.append(tuple(map(harmless, cells)))  # type: ignore[arg-type]

@@ -157,8 +157,8 @@ class StateFolder:
 
     def clean(self) -> None:
         """Removes what workers of an earlier life left; needs the lock."""
-        self.desired.unlink(missing_ok=True)
         self.address.unlink(missing_ok=True)
+        self.desired.unlink(missing_ok=True)
         for folder in (self.path / "workers", self.path / "shadow", self.metrics, self.model):
             shutil.rmtree(folder, ignore_errors=True)
             folder.mkdir()

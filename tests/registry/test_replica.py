@@ -201,19 +201,20 @@ def test_a_quantile_is_interpolated_in_its_bucket() -> None:
         (
             {},
             "drifted",
-            "DRIFTED since 2026-11-26 12:00 UTC (PSI 0.312, KS 0.2, p 1e-09, 4 windows of 500 "
-            "rows)",
+            "DRIFTED since 2026-11-26 12:00 UTC (digits-vae version 2, PSI 0.312, KS 0.2, p 1e-09, "
+            "4 windows of 500 rows)",
         ),
         (
-            {"drifted": False, "drifted_since": None, "psi": 0.01, "ks_p": 0.5},
+            {"drifted": False, "drifted_since": None, "psi": 0.01, "ks_p": 0.5, "windows": 1},
             "none",
-            "none (PSI 0.01, KS 0.2, p 0.5, 4 windows of 500 rows)",
+            "none (digits-vae version 2, PSI 0.01, KS 0.2, p 0.5, 1 window of 500 rows)",
         ),
         (
-            {"windows": 0, "n_rows": 120},
-            "waiting",
-            "not known yet (120 of the 500 rows of a window)",
+            {"drifted": False, "watcher": None, "n_dropped": 1200},
+            "none",
+            "none (PSI 0.312, KS 0.2, p 1e-09, 1,200 rows not scored, 4 windows of 500 rows)",
         ),
+        ({"windows": 0}, "waiting", "no window is full yet"),
     ],
 )
 def test_drift_is_said_in_words(changes: dict[str, Any], state: str, words: str) -> None:
@@ -221,9 +222,25 @@ def test_drift_is_said_in_words(changes: dict[str, Any], state: str, words: str)
     assert (found.state, found.words) == (state, words)
 
 
-def test_where_nobody_watches_the_servers_own_reason_is_said() -> None:
-    assert read_drift(page(b"nobody watches: no VAE was promoted.\n", 404)).words == (
-        "nobody watches: no VAE was promoted"
-    )
-    assert read_drift(page(b"nothing here; there are /metrics\n", 404)).words == "not watched"
-    assert read_drift(page(b"", 500)).words == "not watched"
+@pytest.mark.parametrize(
+    ("answer", "state", "words"),
+    [
+        (
+            (404, b"nothing is watched: no release holds digits-vae@champion.\n"),
+            "unknown",
+            "nothing is watched: no release holds digits-vae@champion",
+        ),
+        (
+            (404, b"no window is full yet: digits-vae version 1 has scored 7 of 500 rows.\n"),
+            "waiting",
+            "no window is full yet: digits-vae version 1 has scored 7 of 500 rows",
+        ),
+        ((404, b"nothing here; there are /metrics, /model\n"), "unknown", "not watched"),
+        ((500, b""), "unknown", "not watched"),
+    ],
+)
+def test_where_there_is_nothing_to_tell_the_servers_own_reason_is_said(
+    answer: Page, state: str, words: str
+) -> None:
+    found = read_drift(answer)
+    assert (found.state, found.words) == (state, words)
