@@ -15,6 +15,7 @@ PROGRAMS = {
     "approve": ("registry.approve", "complete a promotion that waits for approval"),
     "rollback": ("registry.rollback", "put an alias back to an earlier release that verifies"),
     "history": ("registry.history", "list what was decided, and say what held an alias when"),
+    "models": ("registry.status", "show what is champion of each model, and how its servers stand"),
     "serve": ("registry.serve", "serve whatever release holds an alias, and follow it"),
     "verify": ("registry.verify", "tell whether a release is what was signed"),
     "server": ("mlops.server", "run the embedded tracking server and its UI"),

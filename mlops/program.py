@@ -93,7 +93,12 @@ def answer(result: str) -> None:
 
 def answer_json(result: dict[str, Any]) -> None:
     """Writes the result as one JSON line, the last on stdout. NaN and infinity become null."""
-    print(json.dumps(_plain(result), allow_nan=False), flush=True)
+    answer(json_line(result))
+
+
+def json_line(result: dict[str, Any]) -> str:
+    """Returns a result as `answer_json` writes it."""
+    return json.dumps(_plain(result), allow_nan=False)
 
 
 def command_line(program: str, *args: str, env: Mapping[str, str] | None = None) -> str:

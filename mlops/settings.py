@@ -35,6 +35,7 @@ SETTINGS = (
     "MLOPS_SIGNING_KEY",
     "MLOPS_PUBLIC_KEYS",
     "MLOPS_UI_URL",
+    "MLOPS_REPLICAS",
 )
 """The names of all settings."""
 
@@ -61,6 +62,8 @@ class Settings:
         signing_key: Private key that signs releases.
         public_keys: Public keys that releases are verified with; a list, so that keys rotate.
         ui_url: Where people open MLflow's pages, where that is not the tracking server's address.
+        replicas: Addresses of the metrics ports of the servers that serve models, as they were
+            given; `registry.replicas` reads them.
     """
 
     home: Path
@@ -74,6 +77,7 @@ class Settings:
     signing_key: Path
     public_keys: tuple[Path, ...]
     ui_url: str | None = field(default=None, repr=False)
+    replicas: tuple[str, ...] = field(default=(), repr=False)
 
     @classmethod
     def from_env(cls, env: Mapping[str, str] | None = None) -> Settings:
@@ -108,6 +112,7 @@ class Settings:
             if public
             else (home / "keys" / "public.pem",),
             ui_url=env.get("MLOPS_UI_URL") or None,
+            replicas=tuple(filter(None, map(str.strip, env.get("MLOPS_REPLICAS", "").split(",")))),
         )
 
     @property

@@ -15,8 +15,10 @@ import hashlib
 import json
 import math
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +44,7 @@ class Candidate:
     Attributes:
         value: The study's objective on the validation split; higher is better.
         decision: "promoted", "proposed" or "rejected"; None while nothing was decided.
+        created_at: When it was registered, aware UTC; None where MLflow does not say.
     """
 
     name: str
@@ -52,6 +55,7 @@ class Candidate:
     objective: str
     value: float
     decision: str | None
+    created_at: datetime | None = None
 
     @property
     def metric(self) -> str:
@@ -87,6 +91,27 @@ class Release:
 
 def release_source(run_id: str) -> str:
     return f"runs:/{run_id}/{RELEASE_PATH}"
+
+
+@dataclass(frozen=True, slots=True)
+class Registered:
+    """All that the registry knows of one model; candidates and releases newest first.
+
+    Attributes:
+        aliases: The version that each alias holds.
+        tags: Of each release, by its version; what they say is not verified.
+    """
+
+    name: str
+    aliases: Mapping[str, int]
+    releases: tuple[Release, ...]
+    tags: Mapping[int, Mapping[str, str]]
+    candidates: tuple[Candidate, ...]
+
+    @classmethod
+    def empty(cls, name: str) -> Registered:
+        """Returns a model of which the registry knows nothing."""
+        return cls(name, {}, (), {}, ())
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,6 +179,35 @@ class Catalog:
         """Returns the versions of a model, newest first; [] where there is no such model."""
         with _translated():
             return [_release(name, one) for one in self._versions(f"name = '{_checked(name)}'")]
+
+    def survey(self, name: str | None = None) -> dict[str, Registered]:
+        """Returns all models, or the one that is named, by name; {} where there is none.
+
+        Two requests for all models, whatever their number, up to a thousand of each kind.
+        """
+        with _translated():
+            if name is None:
+                versions = self._versions("")
+                models = self._models("")
+            else:
+                checked = _checked(name)
+                versions = self._versions(f"name = '{checked}'")
+                versions += self._versions(f"name = '{checked}-candidates'")
+                models = self._models(f"name = '{checked}'")
+        return _survey(models, versions)
+
+    def _models(self, condition: str) -> list[Any]:
+        """All registered models that meet a condition."""
+        found: list[Any] = []
+        token = None
+        while True:
+            page = self._client.search_registered_models(
+                condition, max_results=1000, page_token=token
+            )
+            found.extend(page)
+            token = page.token
+            if not token:
+                return found
 
     def get_release(self, name: str, version: int) -> Release:
         """Returns a version of a model.
@@ -468,7 +522,35 @@ def _candidate(name: str, version: Any) -> Candidate:
         objective=tags.get("mlops.objective", ""),
         value=_value(tags.get("mlops.value", "")),
         decision=tags.get(DECISION_TAG),
+        created_at=_created_at(version),
     )
+
+
+def _survey(models: Iterable[Any], versions: Iterable[Any]) -> dict[str, Registered]:
+    by_name: dict[str, list[Any]] = defaultdict(list)
+    for one in versions:
+        by_name[one.name].append(one)
+    aliases = {
+        one.name: {alias: int(version) for alias, version in one.aliases.items()}
+        for one in models
+        if not one.name.endswith("-candidates")
+    }
+    names = {one.removesuffix("-candidates") for one in by_name} | aliases.keys()
+    return {
+        name: Registered(
+            name,
+            aliases.get(name, {}),
+            tuple(_release(name, one) for one in by_name[name]),
+            {int(one.version): dict(one.tags) for one in by_name[name]},
+            tuple(_candidate(name, one) for one in by_name[f"{name}-candidates"]),
+        )
+        for name in sorted(names)
+    }
+
+
+def _created_at(version: Any) -> datetime | None:
+    milliseconds = version.creation_timestamp
+    return None if not milliseconds else datetime.fromtimestamp(milliseconds / 1000, UTC)
 
 
 def _harmless(text: str) -> str:

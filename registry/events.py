@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from datetime import datetime
 from typing import Any, Literal
 
@@ -71,7 +71,10 @@ class Event:
 
     def to_json(self) -> dict[str, Any]:
         """Returns all fields as plain JSON values, the time in ISO 8601 with microseconds."""
-        return asdict(self) | {"created_at": self.created_at.isoformat(timespec="microseconds")}
+        # Not by asdict: it copies all of the body, which takes most of the time of a check.
+        values: dict[str, Any] = {one.name: getattr(self, one.name) for one in fields(self)}
+        created_at = self.created_at.isoformat(timespec="microseconds")
+        return values | {"actor": asdict(self.actor), "created_at": created_at}
 
     def to_row(self) -> dict[str, Any]:
         """Returns the values of `COLUMNS`, as a database of any make keeps them unchanged."""
@@ -85,12 +88,12 @@ class Event:
         Raises:
             ValueError: it was changed so that it cannot be read.
         """
-        fields = dict(row)
+        values = dict(row)
         try:
-            fields["actor"] = Actor(fields["actor"], fields.pop("known_by"))
-            fields["created_at"] = datetime.fromisoformat(fields["created_at"])
-            fields["body"] = dict(json.loads(fields["body"]).items())
-            event = cls(**fields)
+            values["actor"] = Actor(values["actor"], values.pop("known_by"))
+            values["created_at"] = datetime.fromisoformat(values["created_at"])
+            values["body"] = dict(json.loads(values["body"]).items())
+            event = cls(**values)
             if event.created_at.tzinfo is None or not _has_move(event):
                 raise TypeError("it lacks what its kind has")
             return event
@@ -112,9 +115,9 @@ def _has_move(event: Event) -> bool:
 
 def hash_event(event: Event) -> str:
     """Returns what `event.hash` must be."""
-    fields = event.to_json()
-    del fields["hash"]
-    return hashlib.sha256(_canonical(fields).encode()).hexdigest()
+    values = event.to_json()
+    del values["hash"]
+    return hashlib.sha256(_canonical(values).encode()).hexdigest()
 
 
 def with_hash(event: Event) -> Event:

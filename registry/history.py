@@ -46,29 +46,53 @@ def compare(
     moved = {event.body["to"]: event for event in events if event.kind in MOVED}
     intents = {event.seq: event for event in events if event.kind == "intent"}
     erased = {event.version for event in events if event.kind == "erased"}
-    differences = [*_compare_aliases(events, aliases)]
+    differences = [*_compare_aliases(events, aliases), *_find_gone(events, statements)]
     for version, event in sorted(moved.items()):
-        if version in erased:
+        if version in erased or version not in statements:
             continue
-        if version in statements:
-            intent = intents.get(event.body["intent"])
-            expected = None if intent is None else intent.body.get("statement_sha256")
-            wrong = _find_wrong(statements[version], heads, expected)
-            differences += [f"version {version} {wrong}."] if wrong else []
-        else:
-            differences.append(f"version {version} was released, and MLflow has it no more.")
+        intent = intents.get(event.body["intent"])
+        expected = None if intent is None else intent.body.get("statement_sha256")
+        wrong = _find_wrong(statements[version], heads, expected)
+        differences += [f"version {version} {wrong}."] if wrong else []
     # Of those that no alias was moved to, too: their heads show a tail of the ledger that was cut.
     differences += [
         f"version {version} {wrong}."
         for version in sorted(set(statements) - set(moved))
         if (wrong := statements[version] and _find_wrong(statements[version], heads, None))
     ]
-    differences += [
-        f"version {version} is in MLflow, and no event of the ledger names it: a promotion was "
-        "killed before it came to move the alias, or somebody made it without one."
-        for version in sorted(set(statements) - _find_versions(events))
+    return [*differences, *_find_unnamed(events, statements)]
+
+
+def compare_places(
+    events: Sequence[Event], aliases: Mapping[str, int], versions: Collection[int]
+) -> list[str]:
+    """Returns what `compare` finds without any statement: aliases elsewhere, versions too many.
+
+    Args:
+        events: The model's, oldest first.
+        aliases: The version that each alias of the model holds in MLflow.
+        versions: All versions of the model in MLflow.
+    """
+    return [
+        *_compare_aliases(events, aliases),
+        *_find_gone(events, versions),
+        *_find_unnamed(events, versions),
     ]
-    return differences
+
+
+def _find_gone(events: Sequence[Event], versions: Collection[int]) -> Iterator[str]:
+    moved = {event.body["to"] for event in events if event.kind in MOVED}
+    erased = {event.version for event in events if event.kind == "erased"}
+    for version in sorted(moved - erased - set(versions)):
+        yield f"version {version} was released, and MLflow has it no more."
+
+
+def _find_unnamed(events: Sequence[Event], versions: Collection[int]) -> Iterator[str]:
+    for version in sorted(set(versions) - _find_versions(events)):
+        yield (
+            f"version {version} is in MLflow, and no event of the ledger names it: a promotion was "
+            "killed before it came to move the alias, or somebody made it without one."
+        )
 
 
 def _compare_aliases(events: Sequence[Event], aliases: Mapping[str, int]) -> Iterator[str]:

@@ -334,6 +334,8 @@ def _serve(
         except OSError as err:
             raise UsageError(f"cannot serve metrics: {err}.") from err
         until_exit.callback(exposition.shutdown)
+        _write_address(folder, champion.name, alias, options)
+        until_exit.callback(folder.address.unlink, missing_ok=True)
         for one in (signal.SIGTERM, signal.SIGINT):
             signal.signal(one, lambda *_: parent.stop())
         return parent.run(champion, lambda first: _announce(options, alias, first))
@@ -350,6 +352,18 @@ def _note(settings: Settings, name: str, alias: str, refusal: Refusal) -> None:
     }
     with open_ledger(settings.ledger_url, make=False) as ledger:
         ledger.append("refused", name, refusal.version, find_actor(settings, ledger), body)
+
+
+def _write_address(folder: StateFolder, name: str, alias: str, options: Options) -> None:
+    """Says in the folder where this server answers, for `registry.status` on this host."""
+    from mlops.supervisor import local_url
+    from registry.serving.state import write_json
+
+    metrics = local_url(options.host, _metrics_port(options))
+    try:
+        write_json(folder.address, {"name": name, "alias": alias, "metrics": metrics})
+    except OSError as err:  # a full disk, say: it serves all the same
+        say(f"registry.status will not find this server: {err}")
 
 
 def _announce(options: Options, alias: str, first: Accepted) -> None:

@@ -395,6 +395,7 @@ class Parent:
             return "nothing answers yet: the first release is being loaded."
         told = describe_release(champion, self._follower.alias("champion"), self._since("champion"))
         told["workers"] = self._n_serving
+        told["workers_wanted"] = self._workers
         told["challenger"] = None
         if challenger is not None:
             alias = self._follower.alias("challenger")

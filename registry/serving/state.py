@@ -7,6 +7,7 @@
     releases/<version>.../  private, verified copies
     model/               the MLflow model folder that `mlflow models serve` is given
     metrics/             counters of the workers
+    address.json         where the parent answers; it outlives one that was killed
     group.json           the server's process group; it outlives a parent that was killed
     seen.json, kept.json what was accepted, and is served: these outlive a restart
 
@@ -136,8 +137,17 @@ class StateFolder:
         return self.path / "replayed.json"
 
     @property
+    def address(self) -> Path:
+        return self.path / "address.json"
+
+    @property
     def group(self) -> Path:
         return self.path / "group.json"
+
+    @classmethod
+    def find(cls, home: Path) -> list[StateFolder]:
+        """Returns the folders of all that is, or was, served from a home; creates nothing."""
+        return [cls(path.parent) for path in sorted(home.glob("serving/*/parent.lock"))]
 
     def create(self) -> None:
         """Makes the folder, for this user alone."""
@@ -147,6 +157,7 @@ class StateFolder:
 
     def clean(self) -> None:
         """Removes what workers of an earlier life left; needs the lock."""
+        self.address.unlink(missing_ok=True)
         self.desired.unlink(missing_ok=True)
         for folder in (self.path / "workers", self.path / "shadow", self.metrics, self.model):
             shutil.rmtree(folder, ignore_errors=True)

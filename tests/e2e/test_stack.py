@@ -223,6 +223,17 @@ def test_the_history_tells_the_account_that_mlflow_authenticated(
     assert end["login"] == "promoter"  # of PostgreSQL
 
 
+def test_the_status_tells_of_both_replicas(stack: Stack, promoted: int) -> None:
+    done = stack.type("promoter", "python", "-m", "registry.status", "--json")
+
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert (done.returncode, found["notes"], found["sound"]) == (0, [], True)
+    (model,) = [one for one in found["models"] if one["name"] == MODEL]
+    (champion,) = [one for one in model["aliases"] if one["alias"] == "champion"]
+    assert (champion["version"], champion["actor"]["name"]) == (promoted, "promoter")
+    assert [one["faults"] for one in champion["replicas"]] == [[], []]
+
+
 def test_a_trainer_moves_no_alias_and_alters_no_release(stack: Stack, promoted: int) -> None:
     status, text = api(
         stack, "trainer", "GET", f"registered-models/alias?name={MODEL}&alias=champion"

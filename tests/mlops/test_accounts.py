@@ -33,6 +33,7 @@ from registry.promote import promote
 from registry.rollback import rollback
 from registry.serving.follower import Accepted, Follower
 from registry.serving.state import StateFolder
+from registry.status import look
 from tests.mlops.team_server import (
     NOBODY,
     OTHER,
@@ -1052,6 +1053,22 @@ def test_a_promoter_promotes_and_rolls_back_and_a_server_follows(
         rollback(registry, NAME)
     team.login(monkeypatch, "server")
     assert Catalog(open_client(team.url)).find_aliases(NAME) == {"champion": 1}
+
+
+def test_who_may_only_read_sees_how_the_models_stand(
+    stage: Stage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for who in ("viewer", "server"):
+        stage.team.login(monkeypatch, who)
+        home = tmp_path / who
+        env = {"MLOPS_HOME": str(home), "MLFLOW_TRACKING_URI": stage.team.url}
+        seen = look(Settings.from_env(env), Stage.model)
+        (model,) = seen.overview.models
+        (champion,) = model.aliases
+        assert (champion.alias, champion.version, seen.is_sound) == ("champion", 1, True)
+        assert bool(model.candidates) == (who == "viewer")
+        assert "There is no ledger" in seen.notes[0]
+        assert not home.exists()
 
 
 def registry_of(settings: Settings) -> contextlib.AbstractContextManager[Registry]:

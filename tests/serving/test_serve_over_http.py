@@ -22,7 +22,9 @@ from registry.golden import Golden
 from registry.probe import Answered
 from registry.promote import promote
 from registry.replayed import read_replay
+from registry.replicas import Asked, find_addresses
 from registry.rollback import rollback
+from registry.status import look
 from tests.registry.sides import NAME, Sides, probe_sides
 from tests.serving.bodies import BODIES
 from tests.serving.conftest import promote_next
@@ -67,6 +69,21 @@ def test_a_page_says_which_probability_belongs_to_which_class(served: Served) ->
     assert (told["input"]["kind"], told["input"]["shape"]) == ("table", [2])
     assert len(told["class_names"]) == 2
     assert told["challenger"] is None
+
+
+def test_the_status_finds_the_server_by_its_home(served: Served, registry: Registry) -> None:
+    assert served.post(GOOD)[0] == 200
+    seen = look(registry.settings, NAME)
+    (model,) = seen.overview.models
+    (champion,) = [one for one in model.aliases if one.alias == "champion"]
+    (found,) = champion.replicas
+    assert (seen.is_sound, found.faults("champion", 3)) == (True, ())
+    assert found.url == f"http://127.0.0.1:{served.metrics_port}"
+    assert (found.workers, found.workers_wanted, champion.n_healthy) == (2, 2, 1)
+    assert (found.follows, found.verifies, found.n_restarts) == (True, True, 0)
+    assert found.traffic.n_requests > 0
+    assert found.traffic.p50_ms is not None and found.traffic.p95_ms is not None
+    assert 0 < found.traffic.p50_ms <= found.traffic.p95_ms
 
 
 @pytest.mark.parametrize(
@@ -297,6 +314,7 @@ def test_told_to_end_it_answers_what_it_has_and_nothing_is_left(
     slow.join()
     assert [status for status, _ in replies] == [200]
     assert group_is_gone(group)
+    assert find_addresses(registry.settings.home, []) == []
 
 
 def test_without_the_registry_the_kept_release_is_served_until_the_parent_is_gone(
@@ -320,6 +338,8 @@ def test_without_the_registry_the_kept_release_is_served_until_the_parent_is_gon
         again.process.kill()
         again.process.wait()
         os.killpg(group, signal.SIGSTOP)  # it hears of nothing, and has the port
+        (killed,) = Asked(find_addresses(home, [])).wait()
+        assert (killed.state, killed.name) == ("killed", NAME)
     with start(home, tmp_path / "log", "--json", port=served.port, env=gone) as again:
         assert group_is_gone(group)
         assert "left behind by a killed one was ended" in again.log.read_text()
