@@ -60,11 +60,19 @@ def advise(sweep: SweepFacts) -> list[Advice]:
     found += _look_at_classes(sweep)
     for study in sweep.ranked:
         if study.best is not None:
-            for rule in (_want_epochs, _want_trials, _regularise, _see_ceiling, _see_pruned):
-                found += rule(sweep, study, study.best)
-            found += _widen(study)
-            found += _fix_unimportant(study, study.best)
+            found += _look_at_search(sweep, study, study.best)
     return _merge(found)
+
+
+def _look_at_search(sweep: SweepFacts, study: StudyFacts, best: TrialFacts) -> Iterator[Advice]:
+    ceiling = list(_see_ceiling(sweep, study, best))
+    yield from ceiling
+    if ceiling:
+        return  # what would make the networks better could not be seen
+    for rule in (_want_epochs, _want_trials, _regularise, _see_pruned):
+        yield from rule(sweep, study, best)
+    yield from _widen(study)
+    yield from _fix_unimportant(study, best)
 
 
 def _merge(found: list[Advice]) -> list[Advice]:
@@ -264,14 +272,14 @@ def _see_pruned(sweep: SweepFacts, study: StudyFacts, best: TrialFacts) -> Itera
 
 def _widen(study: StudyFacts) -> Iterator[Advice]:
     shares = dict(study.importances.shares)
-    for edge in find_edges(study):
-        if edge.param in shares and shares[edge.param] < UNIMPORTANT:
-            continue
+    edges = [one for one in find_edges(study) if shares.get(one.param, 1.0) >= UNIMPORTANT]
+    if edges:
+        ends = " and ".join(f"of {one.param} at its {one.side} end" for one in edges)
         yield Advice(
             study.architecture,
-            f"Widen the range of {edge.param}: the best trials lie at its {edge.side} end.",
-            edge.evidence,
-            space=(edge.entry,),
+            f"Widen the range {ends}: the best trials lie there.",
+            " ".join(one.evidence for one in edges),
+            space=tuple(one.entry for one in edges),
         )
 
 

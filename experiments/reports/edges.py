@@ -77,8 +77,8 @@ def _numbers(choices: Sequence[Any]) -> list[Any]:
 def _evidence(param: ParamRange, value: float, near: int, n: int) -> str:
     where = f"{param.low:.4g} to {param.high:.4g}" if not param.choices else _show(param.choices)
     return (
-        f"The best trial has {value:.4g}, of {where}; {near} of the best {n} trials lie there or "
-        "close by."
+        f"{param.name}: the best trial has {value:.4g}, of {where}; {near} of the best {n} trials "
+        "lie there or close by."
     )
 
 

@@ -246,8 +246,10 @@ def _describe(sweep: SweepFacts) -> Iterator[tuple[str, str]]:
     yield "began", show_time(sweep.began)
     yield "last trial ended", show_time(sweep.ended)
     yield "home", sweep.home
-    for name, value in sweep.environment.items():
-        yield name, value
+    versions = dict(sweep.environment)
+    commit, is_dirty = versions.pop("commit", ""), versions.pop("git_dirty", "") == "true"
+    yield "versions", ", ".join(f"{name} {value}" for name, value in versions.items())
+    yield "commit", commit + ", with changes" * (is_dirty and bool(commit))
 
 
 def _parts(counts: object) -> str:
@@ -307,6 +309,9 @@ def _history(study: StudyFacts) -> Iterator[Picture]:
         return
     best = list(improvements(study.history))[-MOST_IMPROVEMENTS:]
     caption = "Each trial in its order (cross: pruned), and the best so far (line)."
+    complete = [one.value for one in study.history if one.is_complete]
+    if complete and any(one.value < min(complete) for one in study.history):
+        caption += " What was pruned below all complete trials is drawn at the bottom."
     if study.n_history > len(study.history):
         caption += f" {len(study.history)} of {study.n_history} are drawn."
     yield Picture(
