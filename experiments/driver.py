@@ -24,6 +24,7 @@ from experiments.interrupt import Stop
 from experiments.networks import Networks
 from experiments.population_trial import PopulationTask, run_population
 from experiments.progress import Progress
+from experiments.reports.delivery import write_report
 from experiments.results import (
     StudyResult,
     SweepResult,
@@ -32,7 +33,7 @@ from experiments.results import (
     study_result,
 )
 from experiments.runs import SweepRuns
-from experiments.studies import CONFIG, home_of
+from experiments.studies import CONFIG, ENVIRONMENT, home_of
 from experiments.study import MAX_ATTEMPTS, Ask, Search, open_search
 from experiments.tasks import FinalTask, Training, TrialResult, TrialTask
 from experiments.trial import run_final, run_trial
@@ -117,6 +118,7 @@ class Driver:
                     "sweep": self.sweep_id,
                     "home": home_of(self.settings),
                     "experiment": self.runs.experiment,
+                    ENVIRONMENT: self.runs.environment,
                     "architecture_path": description.path,
                     "dataset_fingerprint": self.dataset.fingerprint,
                     "config_fingerprint": self.config.fingerprint(
@@ -238,6 +240,10 @@ class Driver:
             if search.has_enough and is_registered:
                 search.note_finished()
                 self._networks.forget_checkpoints(search)
+        if not interrupted:
+            folder = self.settings.home / "sweeps" / self.sweep_id
+            report = write_report(self.settings, self.sweep_id, folder)
+            self.runs.log_report(self._searches, report)
         self.runs.journal.close()
         # A server that did not answer until now need not be waited for: the journal keeps it all.
         soon = interrupted or self.drain.problem is not None

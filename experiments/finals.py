@@ -11,6 +11,7 @@ what is not. A search that went on and found a better trial begins its finals an
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -62,6 +63,19 @@ class Chosen:
     name: str
     run_key: str
     value: float
+
+
+def summarise_seeds(values: Sequence[float]) -> SeedSummary | None:
+    """Returns mean and interval of the values over seeds; None of fewer than two."""
+    n = len(values)
+    if n < 2:
+        return None
+    from scipy.stats import t
+
+    mean = sum(values) / n
+    deviation = math.sqrt(sum((value - mean) ** 2 for value in values) / (n - 1))
+    half = float(t.ppf(0.975, n - 1)) * deviation / math.sqrt(n)
+    return SeedSummary(n, mean, mean - half, mean + half, tuple(values))
 
 
 class Finals:
@@ -116,16 +130,7 @@ class Finals:
 
     def summary(self) -> SeedSummary | None:
         """Returns mean and interval over the seeds; None with fewer than two."""
-        values = [entry["value"] for entry in self._complete_seeds().values()]
-        n = len(values)
-        if n < 2:
-            return None
-        from scipy.stats import t
-
-        mean = sum(values) / n
-        deviation = math.sqrt(sum((value - mean) ** 2 for value in values) / (n - 1))
-        half = float(t.ppf(0.975, n - 1)) * deviation / math.sqrt(n)
-        return SeedSummary(n, mean, mean - half, mean + half, tuple(values))
+        return summarise_seeds([entry["value"] for entry in self._complete_seeds().values()])
 
     def chosen(self) -> Chosen | None:
         """Returns the refit, else what `judged` returns."""

@@ -11,6 +11,7 @@ from mlops.program import answer, say
 PROGRAMS = {
     "sweep": ("experiments.sweep", "search each architecture's hyperparameters on a dataset"),
     "status": ("experiments.status", "show the sweeps going on and done, and stop one"),
+    "report": ("experiments.report", "make one page of a sweep, or of several side by side"),
     "promote": ("registry.promote", "make the best candidate the champion, if every gate passes"),
     "approve": ("registry.approve", "complete a promotion that waits for approval"),
     "rollback": ("registry.rollback", "put an alias back to an earlier release that verifies"),

@@ -10,6 +10,7 @@ import platform
 import re
 import subprocess
 import tempfile
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
@@ -27,6 +28,8 @@ from mlops.data import Dataset
 from mlops.journal import Journal
 from mlops.tracking import Run, RunDataset, Status, new_run_key
 
+VERSIONS = "mlops.versions"
+
 
 @dataclass(frozen=True, slots=True)
 class SweepRuns:
@@ -41,6 +44,13 @@ class SweepRuns:
     @property
     def experiment(self) -> str:
         return self.config.experiment or self.dataset.name
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """The versions that decide a trial's weights, and the commit, by name."""
+        known = dict(self._environment)
+        versions: dict[str, str] = json.loads(known.pop(VERSIONS))
+        return versions | {name.rpartition(".")[-1]: value for name, value in known.items()}
 
     def _create_parent(self, search: Search) -> None:
         """Begins a study's run, with the resolved config as params and as sweep.toml."""
@@ -179,6 +189,12 @@ class SweepRuns:
                 parent.log_artifact(path)
         parent.end("FINISHED" if search.gave_up is None else "FAILED")
 
+    def log_report(self, searches: Iterable[Search], files: Sequence[Path]) -> None:
+        """Gives the run of each study the files of the sweep's report."""
+        for search in searches:
+            for path in files:
+                Run(self.journal, search.run_key).log_artifact(path)
+
     def _tags(self, search: Search) -> dict[str, str]:
         return {
             "mlops.sweep": self.sweep_id,
@@ -221,7 +237,7 @@ def _versions() -> dict[str, str]:
     for name in ("podium-mlops", "keras", "tensorflow", "jax", "numpy", "optuna"):
         with contextlib.suppress(metadata.PackageNotFoundError):
             found[name] = metadata.version(name)
-    return {"mlops.versions": json.dumps(found)}
+    return {VERSIONS: json.dumps(found)}
 
 
 def is_dirty(status: str) -> bool:
