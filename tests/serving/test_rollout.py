@@ -149,7 +149,7 @@ def test_a_challenger_that_is_withdrawn_is_dropped(folder: StateFolder, rollout:
     rollout.propose(accepted(8, "challenger"))
     rollout.step([worker(1, "7.1")], never)
     rollout.step([worker(1, "7.1", "8.2")], never)
-    rollout.withdraw_challenger()
+    rollout.withdraw("challenger")
     assert wants(folder) == ([7], 7, None)
 
 
@@ -250,7 +250,7 @@ def test_a_challenger_that_is_withdrawn_on_a_full_disk_is_dropped_later(
     rollout.step([worker(1, "7.1")], never)
     rollout.step([worker(1, "7.1", "8.2")], never)
     with full_disk(folder):
-        rollout.withdraw_challenger()
+        rollout.withdraw("challenger")
     assert rollout.is_busy
     rollout.step([worker(1, "7.1", "8.2")], never)
     assert wants(folder) == ([7], 7, None)
