@@ -136,6 +136,8 @@ class Drifting:
         except (KeyError, TypeError, ValueError):
             return  # it has scored nothing with this watcher yet
         total_before, dropped_before = self._taken.get(started, (0, 0))
+        if total < total_before:  # it forgot this watcher meanwhile
+            total_before = dropped_before = 0
         new = total - total_before
         found = scores[-new:] if new else []
         lost = dropped - dropped_before + new - len(found)

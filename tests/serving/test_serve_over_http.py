@@ -22,8 +22,8 @@ from registry.alias import Registry, open_registry
 from registry.golden import Golden
 from registry.probe import Answered
 from registry.promote import promote
-from registry.replayed import read_replay
 from registry.reference import REFERENCE
+from registry.replayed import read_replay
 from registry.rollback import rollback
 from tests.registry.sides import NAME, Sides, probe_sides
 from tests.registry.vaes import VAE_NAME, probe_vaes, register_vae
