@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import argparse
 import tempfile
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -70,19 +71,27 @@ class World:
 
 
 def noise(deviation: float) -> Corruption:
-    return lambda rows, random: rows + random.normal(0, deviation * WHITE, rows.shape)
+    def apply(rows: Rows, random: np.random.Generator) -> Rows:
+        return rows + random.normal(0, deviation * WHITE, rows.shape)
+
+    return apply
 
 
 def blur(deviation: float) -> Corruption:
     from scipy.ndimage import gaussian_filter
 
-    return lambda rows, _: np.asarray(gaussian_filter(rows, (0, deviation, deviation, 0)))
+    def apply(rows: Rows, _: Any) -> Rows:
+        blurred: Rows = gaussian_filter(rows, (0, deviation, deviation, 0))
+        return blurred
+
+    return apply
 
 
 def contrast(factor: float) -> Corruption:
     def apply(rows: Rows, _: Any) -> Rows:
         mean = rows.mean(axis=(1, 2, 3), keepdims=True)
-        return (rows - mean) * factor + mean
+        changed: Rows = (rows - mean) * factor + mean
+        return changed
 
     return apply
 
@@ -451,6 +460,38 @@ def print_growth(worlds: Sequence[World], n_streams: int, most: float = 0.2) -> 
     )
 
 
+def print_cost(world: World) -> None:
+    """Times what a request pays for its offer, and what the thread pays a second by default."""
+    from benchmarks.tables import print_table
+    from registry.serving.watch import Watch
+
+    def predict(rows: Any) -> Any:
+        return [{"anomaly_score": one} for one in world.score(np.array(rows))]
+
+    watch = Watch(lambda value: None, rows_s=50.0, every_s=3600.0)
+    offers: dict[int, list[float]] = {1: [], 1000: []}
+    passes = []
+    for n, took in offers.items():
+        rows = world.rows[:1].repeat(n, axis=0).tolist()
+        for _ in range(2000):
+            began = time.perf_counter()
+            watch.offer(rows, n, "vae", predict)
+            took.append(1e6 * (time.perf_counter() - began))
+    fifty = world.rows[:50].tolist()
+    for _ in range(100):
+        began = time.perf_counter()
+        predict(fifty)
+        passes.append(1e3 * (time.perf_counter() - began))
+    print_table(
+        "What watching costs",
+        "digits, the baseline VAE; an offer is what a request waits for",
+        "python -m benchmarks.drift",
+        "microseconds",
+        {f"offer of a request of {n} row(s)": took for n, took in offers.items()}
+        | {"scoring 50 rows, in the thread, once a second": [1e3 * one for one in passes]},
+    )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser("python -m benchmarks.drift", description=__doc__)
     parser.add_argument("--vaes", type=int, default=5)
@@ -468,6 +509,7 @@ def main() -> None:
         print_simulated(asked.simulated, length=50)
         print_rules(print_detected(worlds, asked.streams), clean)
         print_growth(worlds, asked.streams)
+        print_cost(worlds[0])
 
 
 if __name__ == "__main__":

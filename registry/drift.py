@@ -120,13 +120,13 @@ def psi(expected: npt.NDArray[np.int64], found: npt.NDArray[np.int64]) -> float:
     """Returns the population stability index of two histograms over the same bins, 0 or more.
 
     `sum over bins of (q - p) * ln(q / p)`, with p and q the shares of the two (Siddiqi 2006,
-    "Credit Risk Scorecards", chapter 8, the system stability report): the symmetric divergence of
+    "Credit Risk Scorecards", the system stability report): the symmetric divergence of
     Kullback and Leibler, in nats. Half a row is added to each bin, so that an empty one is no
     infinity.
 
     Without a shift it is not 0: it is `(1/n + 1/m)` times a chi-squared number of B - 1 degrees of
     freedom, for n and m rows and B bins (Yurdakul 2018, "Statistical Properties of Population
-    Stability Index", chapter 3).
+    Stability Index", the asymptotic distribution).
     """
     p, q = ((one + 0.5) / (one.sum() + 0.5 * len(one)) for one in (expected, found))
     return float(((q - p) * np.log(q / p)).sum())
@@ -136,7 +136,7 @@ def ks_statistic(one: Floats, other: Floats) -> float:
     """Returns the largest distance of two samples' distribution functions, 0 to 1; sorted inputs.
 
     `max over x of |F(x) - G(x)|` (Massey 1951, "The Distribution of the Maximum Deviation Between
-    Two Sample Cumulative Step Functions", section 1).
+    Two Sample Cumulative Step Functions").
     """
     places = np.concatenate([one, other])
     f = np.searchsorted(one, places, side="right") / len(one)
@@ -149,8 +149,8 @@ def ks_p_value(d: float, n: int, m: int) -> float:
 
     Kolmogorov's distribution `2 * sum over k of (-1)^(k-1) * exp(-2 k^2 t^2)`, for
     `t = (sqrt(e) + 0.12 + 0.11 / sqrt(e)) * d` and `e = n m / (n + m)` (Stephens 1970, "Use of the
-    Kolmogorov-Smirnov, Cramer-Von Mises and Related Statistics Without Extensive Tables",
-    section 3). Where many scores are equal it is too large, so fewer windows are flagged.
+    Kolmogorov-Smirnov, Cramer-Von Mises and Related Statistics Without Extensive Tables"). Where
+    many scores are equal it is too large, so fewer windows are flagged.
 
     Args:
         n: Rows of the one, `m` of the other: the reference is a sample too.
