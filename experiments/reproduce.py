@@ -171,11 +171,12 @@ class _Retraining:
 
         job = Job(self._recipe, str(self._datasets), str(self.network or ""))
         lines = follow_child(retrain, job.to_json(), self._child_environment())
-        last = time.monotonic()
+        last = 0.0
         with contextlib.closing(_translated(lines)) as told:  # Ctrl-C ends the child, too
             for line in told:
                 if "environment" in line:
                     self._compare(line["environment"])
+                    last = time.monotonic()
                 elif "result" in line:
                     result = line["result"]
                     return Retrained(**{**result, "history": tuple(result["history"])})
@@ -200,11 +201,11 @@ class _Retraining:
         self.changes = find_changes(self.recorded, self.found)
         if self.changes and self._strict:
             raise MlopsError(
-                "nothing was trained, since --strict is given and this is not where the run was "
-                f"trained: {_list_changes(self.changes)}."
+                "nothing was trained, since --strict is given and this is not as it was then: "
+                f"{_list_changes(self.changes)}."
             )
         if self.changes:
-            self._note(f"This is not where it was trained: {_list_changes(self.changes)}.")
+            self._note(f"Not as it was then: {_list_changes(self.changes)}.")
 
 
 def _list_changes(changes: list[tuple[str, str, str]]) -> str:
@@ -325,7 +326,7 @@ def in_words(done: Reproduced) -> str:
     lines += [f"  {difference}" for difference in one.differences]
     if done.changes and one.verdict == "identical":
         names = ", ".join(name for name, _, _ in done.changes)
-        lines.append(f"  although it was trained elsewhere: {names}")
+        lines.append(f"  although this is not as it was then: {names}")
     elif done.changes:
         lines += ["", *_table(done.changes)]
     elif one.verdict == "differs":
