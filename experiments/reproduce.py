@@ -30,6 +30,9 @@ if TYPE_CHECKING:
 
 SAY_EVERY_S = 10.0
 
+Start = Callable[..., Generator[Any, None, None]]
+"""As `registry.child.follow_child`."""
+
 
 @dataclass(frozen=True, slots=True)
 class Reproduced:
@@ -58,6 +61,7 @@ def reproduce(
     log: bool = True,
     threads: int | None = None,
     note: Callable[[str], None] = say,
+    start: Start | None = None,
 ) -> Reproduced:
     """Trains again what a target names, in a process of its own, and compares.
 
@@ -67,6 +71,8 @@ def reproduce(
         log: Lay the certificate beside the run.
         threads: To compute with, instead of those of then.
         note: Takes a line now and then.
+        start: Starts `experiments.retraining.retrain` and yields its lines; by default in a process
+            of its own.
 
     Raises:
         UsageError: the target names no training that can be made again.
@@ -78,6 +84,7 @@ def reproduce(
     from registry.actor import find_actor
     from registry.catalog import Catalog
     from registry.certificate import find_certificate_key, write_certificate
+    from registry.child import follow_child
     from registry.signing import key_id, public_half
 
     target = parse_target(text)
@@ -92,7 +99,7 @@ def reproduce(
         recipe = original.recipe if threads is None else replace(original.recipe, threads=threads)
         note(_introduce(original, recipe))
         retraining = _Retraining(original, recipe, datasets, Path(scratch), strict, note)
-        retrained = retraining.run()
+        retrained = retraining.run(start or follow_child)
         certificate = _certify(
             *(text, original, retrained, retraining, time.monotonic() - began),
             {"name": actor.name, "known_by": actor.known_by},
@@ -165,12 +172,11 @@ class _Retraining:
         self.found: dict[str, str] = {}
         self.changes: list[tuple[str, str, str]] = []
 
-    def run(self) -> Retrained:
+    def run(self, start: Start) -> Retrained:
         from experiments.retraining import Job, Retrained, retrain
-        from registry.child import follow_child
 
         job = Job(self._recipe, str(self._datasets), str(self.network or ""))
-        lines = follow_child(retrain, job.to_json(), self._child_environment())
+        lines = start(retrain, job.to_json(), self._child_environment())
         last = 0.0
         with contextlib.closing(_translated(lines)) as told:  # Ctrl-C ends the child, too
             for line in told:
@@ -183,7 +189,7 @@ class _Retraining:
                 elif time.monotonic() - last > SAY_EVERY_S:
                     last = time.monotonic()
                     self._note(f"epoch {line['epoch'] + 1} of {self._recipe.epochs}")
-        raise MlopsError("the process that trains ended without a result; run it with --debug.")
+        raise MlopsError("the process that trains ended without a result.")
 
     def _child_environment(self) -> dict[str, str]:
         from experiments.environment import NO_GPU
@@ -218,9 +224,7 @@ def _translated(lines: Generator[Any, None, None]) -> Generator[Any, None, None]
         try:
             yield from told
         except MlopsError as err:
-            raise MlopsError(
-                f"the training could not be made again: {err}. Run it with --debug for more."
-            ) from err
+            raise MlopsError(f"the training could not be made again: {err}.") from err
 
 
 def _certify(
