@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import importlib
+import json
 import math
 import os
 import signal
@@ -26,6 +27,7 @@ from typing import Any, Protocol
 
 from experiments.architectures import Architecture, open_architecture
 from experiments.checkpoint import Checkpoint
+from experiments.environment import ENVIRONMENT, describe_environment
 from experiments.figures import FOLDER
 from experiments.figures.curves import (
     Curves,
@@ -181,6 +183,8 @@ def _tell(
             run.log_metrics(use.metrics(training.gpu_price), step=0)
             result = replace(result, gpu_s=use.gpu_s, gpu_peak_bytes=use.peak_bytes)
         tags = {"mlops.weights_sha256": result.weights_sha256, "mlops.failure": result.reason}
+        # Asked now: a user's own module is found once its architecture was opened.
+        tags[ENVIRONMENT] = json.dumps(describe_environment(training.architecture))
         run.set_tags({name: value for name, value in tags.items() if value is not None})
         if result.state == "pruned":
             run.set_tags({"mlops.pruned": "true"})
@@ -431,13 +435,13 @@ def dask_setup(worker: Any) -> None:
         leave_terminal()
     take_share(worker.name)
     threads = os.environ.get(THREADS_VARIABLE)
+    hash_sources()  # as they are now: what runs here is not what takes their place later
     if threads is not None:
         set_up_process(int(threads))
         return
     # A worker of a cluster that runs already: which sweeps come, with how many threads, is not
     # known yet (`experiments.workers.joining`).
     quiet()
-    hash_sources()
     if "dask_cuda" in sys.modules:
         keep_own_gpu()
     # Dask samples the stack of a running call 100 times a second: a fifth of a trial's time.
