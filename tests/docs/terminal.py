@@ -141,8 +141,8 @@ def first_missing(shown: Sequence[str], said: str, cwd: Path) -> str | None:
     for line in shown:
         if line.strip() in ("", "...") or line.startswith("Warning: "):
             continue
-        cut_off = line.endswith("...") and not line.endswith(" ...")
-        wanted = plain(line.removesuffix("...") if cut_off else line, cwd)
+        cut_off = line.endswith("...")
+        wanted = plain(line.removesuffix("..."), cwd)
         if not any(one == wanted or (cut_off and one.startswith(wanted)) for one in lines):
             return line
     return None

@@ -270,14 +270,11 @@ def test_python_on_a_page_compiles_and_what_it_imports_is_there(block: Block) ->
             assert not missing, f"{node.module} has no {missing}"
 
 
-@pytest.mark.parametrize(
-    "block",
-    [
-        pytest.param(block, id=f"{page.name}:{block.line}")
-        for page in PAGES
-        for block in blocks_of(page)
-        if block.language in ("toml", "json")
-    ],
-)
-def test_toml_and_json_on_a_page_can_be_read(block: Block) -> None:
-    (tomllib.loads if block.language == "toml" else json.loads)(block.text)
+@pytest.mark.parametrize("page", named(PAGES))
+def test_toml_and_json_on_a_page_can_be_read(page: Path) -> None:
+    for block in blocks_of(page):
+        if block.language in ("toml", "json"):
+            (tomllib.loads if block.language == "toml" else json.loads)(block.text)
+    for command in commands_of(page):
+        if ".toml <<" in command.text:
+            assert tomllib.loads(heredoc_of(command)), command.place

@@ -56,6 +56,7 @@ def is_here(command: Command) -> bool:
 
 
 @pytest.mark.long
+@pytest.mark.timeout(1800)
 def test_the_tutorial_can_be_followed_to_the_letter(terminal: Terminal) -> None:
     typed = []
     for command in commands_of(TUTORIAL):
