@@ -1,8 +1,7 @@
-"""Asks a served model for each line of a table, one request a line. From a clone of Podium:
+"""Asks a served model for each line of a table, one request a line.
 
-    python examples/ask.py penguins.csv species
-
-It needs pandas alone, to read the file. A cell that is missing is sent as null.
+From a clone of Podium: `python examples/ask.py penguins.csv species`, the file and its column of
+classes. It needs pandas alone, to read the file. A cell that is missing is sent as null.
 """
 
 import json
@@ -29,7 +28,7 @@ def main(file: str, label: str) -> None:
     table = pd.read_csv(file)
     lines = json.loads(table.drop(columns=label).to_json(orient="records"))
     answers = [ask(cells) for cells in lines]
-    right = sum(answer["label"] == known for answer, known in zip(answers, table[label], strict=True))
+    right = sum(one["label"] == known for one, known in zip(answers, table[label], strict=True))
     versions = sorted({answer["version"] for answer in answers})
     print(f"{right} of {len(answers)} as the file has them, answered by version {versions}")
 

@@ -50,20 +50,22 @@ def terminal(tmp_path: Path) -> Iterator[Terminal]:
 
 
 def is_here(command: Command) -> bool:
-    """Whether the program is there; test_commands.py names those that are not yet."""
+    """Whether the program is there; readers.py names those that are not yet."""
     found = re.search(r"python -m ([\w.]+)", command.text)
     return found is None or importlib.util.find_spec(found[1]) is not None
 
 
 @pytest.mark.long
 @pytest.mark.timeout(1800)
-def test_the_tutorial_can_be_followed_to_the_letter(terminal: Terminal) -> None:
+def test_the_tutorial_can_be_followed_to_the_letter(terminal: Terminal, tmp_path: Path) -> None:
     typed = []
+    transcript = tmp_path / "transcript.txt"  # what to paste into the page when it changes
     for command in commands_of(TUTORIAL):
         if not command.text.startswith(tuple(NOT_TYPED)) and is_here(command):
             said = terminal.type(command)
             typed.append(command.text)
-            print(f"$ {command.text}\n{said}")
+            with transcript.open("a") as out:
+                out.write(f"$ {command.text}\n{said}\n")
     assert len(typed) > 20
 
 
