@@ -19,6 +19,7 @@ PAGES = [
     *sorted((ROOT / "examples").rglob("*.md")),
 ]
 LANGUAGES = {"sh", "console", "text", "python", "toml", "json"}
+INLINE = re.compile(r"(?<!`)`((?:python -m|podium|make|docker compose|kubectl|dask) [^`]+)`")
 SYNTAX = ("do", "then", "else")
 """Words of the shell that a command may follow."""
 
@@ -112,10 +113,10 @@ def _read(block: Block) -> list[Command]:
 
 
 def inline_commands_of(page: Path) -> list[Command]:
-    """Returns what stands in a page's text as `python -m ...` of Podium's, or as `podium ...`."""
+    """Returns the commands that stand in a page's sentences and tables."""
     text = _without_blocks(page.read_text("utf-8"))
     commands = []
-    for span in re.finditer(r"(?<!`)`((?:python -m |podium )[^`]+)`", text):
+    for span in INLINE.finditer(text):
         line = text[: span.start()].count("\n") + 1
         words = " ".join(span[1].split()).replace("\\|", "|")
         words = re.sub(r"\[[^\]]*\]", "", words)  # what may be left out
