@@ -279,7 +279,7 @@ def _watch(options: Options, settings: Settings, every_s: float) -> int:
     return watch(text, every_s, in_place=not options.json and can_redraw())
 
 
-def _with_seconds(args: Sequence[str]) -> list[str]:
+def with_seconds(args: Sequence[str]) -> list[str]:
     """Returns the arguments with a number behind a bare --watch."""
     found: list[str] = []
     for place, one in enumerate(args):
@@ -297,7 +297,7 @@ def main(args: list[str] | None = None) -> int:
         _main,
         prog="python -m registry.status",
         description="Show the champion and challenger of each model, and how their servers stand.",
-        args=_with_seconds(sys.argv[1:] if args is None else args),
+        args=with_seconds(sys.argv[1:] if args is None else args),
     )
 
 

@@ -94,6 +94,8 @@ def read_options(module: str, args: list[str]) -> None:
     args = [PLACEHOLDERS.get(word, word) for word in args]
     options = parts_of(module)
     part = args.pop(0) if module == "mlops.init" else ""
+    if module == "registry.status":
+        args = importlib.import_module(module).with_seconds(args)
     code, said = _parse(options[part], args)
     if code:
         raise WrongError(" ".join(said.split()))

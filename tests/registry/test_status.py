@@ -22,7 +22,7 @@ from mlops.mlflow_store import ensure_experiment, ensure_registered_model, open_
 from mlops.settings import Settings
 from registry.events import Actor
 from registry.ledger import Ledger, open_ledger
-from registry.status import _with_seconds, main
+from registry.status import with_seconds, main
 from registry.watching import fit
 from tests.e2e.serving import free_port
 from tests.registry import test_replicas
@@ -287,10 +287,10 @@ def test_a_wrong_option_is_one_line(
 
 
 def test_a_bare_watch_has_its_seconds_and_takes_no_name_for_them() -> None:
-    assert _with_seconds(["--watch"]) == ["--watch", "5"]
-    assert _with_seconds(["--watch", NAME]) == ["--watch", "5", NAME]
-    assert _with_seconds(["--watch", "--json"]) == ["--watch", "5", "--json"]
-    assert _with_seconds([NAME, "--watch", "0.5"]) == [NAME, "--watch", "0.5"]
+    assert with_seconds(["--watch"]) == ["--watch", "5"]
+    assert with_seconds(["--watch", NAME]) == ["--watch", "5", NAME]
+    assert with_seconds(["--watch", "--json"]) == ["--watch", "5", "--json"]
+    assert with_seconds([NAME, "--watch", "0.5"]) == [NAME, "--watch", "0.5"]
 
 
 PROGRAM = """
