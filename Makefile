@@ -8,7 +8,7 @@ PORT ?= 5001
 INSTALL := $(if $(shell command -v uv),uv pip install -q --python $(BIN)/python,$(BIN)/python -m pip install -q --disable-pip-version-check)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup sweep ui promote serve test test-long test-system faults faults-registry lint bench bench-serving bench-scale bench-scaling bench-gpu lock
+.PHONY: help setup sweep ui promote serve test test-long test-system faults faults-registry lint bench bench-serving bench-scale bench-scaling bench-drift bench-gpu lock
 
 help:         ## List the jobs.
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 18
@@ -57,6 +57,9 @@ bench-scale: $(BIN)/.dev  ## Run 10,000 trials of a millisecond and print what t
 
 bench-scaling: $(BIN)/.dev  ## Measure trials an hour on 1, 2 and 4 workers, here and on simulated hosts; ARGS="--homes own".
 	PATH="$(CURDIR)/$(BIN):$$PATH" python -m benchmarks.scaling $(ARGS)
+
+bench-drift: $(BIN)/.dev  ## Measure a watcher: false alarms, and what it sees of corrupted digits.
+	PATH="$(CURDIR)/$(BIN):$$PATH" python -m benchmarks.drift $(ARGS)
 
 bench-gpu: $(BIN)/.dev  ## Train a small network in every way there is, on a GPU; ARGS="--small" for a CPU.
 	PATH="$(CURDIR)/$(BIN):$$PATH" python -m benchmarks.gpu $(ARGS)

@@ -237,6 +237,7 @@ def run_many(options: Options, settings: Settings, command: str) -> None:
         pruner="none",
         experiment=EXPERIMENT,
         workers=options.workers,
+        plots="none",
     )
     marks = Marks(settings.home / "mlflow.db", max(1, options.trials // 10))
     log = settings.home / "logs" / "workers.log"

@@ -239,6 +239,7 @@ def measure(
         pruner="none",
         fix=() if is_bare else FIX,
         workers=row.workers,
+        plots="none",
     )
     found = []
     with open_workers(row, settings, options, is_bare) as cluster:

@@ -97,6 +97,10 @@ class SweepConfig:
     """What training computes in. What validates, and is packaged, is float32 all the same."""
     xla: Xla = "auto"
     """Whether XLA compiles TensorFlow's training step; auto: on a GPU, not on a CPU."""
+    plots: Literal["best", "all", "none"] = "best"
+    """Whose figures are drawn: of each study's best network, or of each complete trial too."""
+    log_rows: bool = False
+    """Let figures show rows of the data: the worst mistakes, what was explained."""
 
     def check(self) -> None:
         """Refuses what cannot be, all of it at once.
@@ -170,11 +174,11 @@ class SweepConfig:
     def fingerprint(self, dataset_fingerprint: str, architecture: str) -> str:
         """Returns 16 hex digits of what decides a study's trials and its candidate.
 
-        How long it goes on and on which workers (`trials`, `timeout_s`, `budget_gpu_hours`,
-        `workers`, `cluster`, `trials_per_gpu`) may change between two tries of one study; names and
-        `gpu_price` do not matter. A sampler or pruner that is what
-        "auto" stands for counts as "auto", so that more trials may be asked for although they make
-        it stand for another.
+        How long it goes on, on which workers, and what is drawn (`trials`, `timeout_s`,
+        `budget_gpu_hours`, `workers`, `cluster`, `trials_per_gpu`, `plots`, `log_rows`) may change
+        between two tries of one study; names and `gpu_price` do not matter. A sampler or pruner
+        that is what "auto" stands for counts as "auto", so that more trials may be asked for
+        although they make it stand for another.
 
         Args:
             dataset_fingerprint: Of the dataset, with the options it was read with.

@@ -18,11 +18,13 @@ from experiments.architectures import Description, Params
 from experiments.asking import Asking
 from experiments.config import SweepConfig
 from experiments.config_file import write_config
+from experiments.figures.chosen import ChosenFigures
 from experiments.finals import Final, Finals
 from experiments.interrupt import Stop
 from experiments.networks import Networks
 from experiments.population_trial import PopulationTask, run_population
 from experiments.progress import Progress
+from experiments.reports.delivery import write_report
 from experiments.results import (
     StudyResult,
     SweepResult,
@@ -31,7 +33,7 @@ from experiments.results import (
     study_result,
 )
 from experiments.runs import SweepRuns
-from experiments.studies import CONFIG, home_of
+from experiments.studies import CONFIG, ENVIRONMENT, home_of
 from experiments.study import MAX_ATTEMPTS, Ask, Search, open_search
 from experiments.tasks import FinalTask, Training, TrialResult, TrialTask
 from experiments.trial import run_final, run_trial
@@ -116,6 +118,7 @@ class Driver:
                     "sweep": self.sweep_id,
                     "home": home_of(self.settings),
                     "experiment": self.runs.experiment,
+                    ENVIRONMENT: self.runs.environment,
                     "architecture_path": description.path,
                     "dataset_fingerprint": self.dataset.fingerprint,
                     "config_fingerprint": self.config.fingerprint(
@@ -179,6 +182,14 @@ class Driver:
         self._abandon()
         return bool(self._pending_finals())
 
+    def draw(self) -> bool:
+        """Draws each study's chosen network; returns whether it was interrupted."""
+        figures = ChosenFigures(self.config, self.cluster, self._networks)
+        interrupted = figures.draw(self._searches, self._must_stop)
+        if interrupted:
+            self._abandon()
+        return interrupted
+
     def _n_alive(self) -> int:
         """Counts live workers.
 
@@ -229,6 +240,10 @@ class Driver:
             if search.has_enough and is_registered:
                 search.note_finished()
                 self._networks.forget_checkpoints(search)
+        if not interrupted:
+            folder = self.settings.home / "sweeps" / self.sweep_id
+            report = write_report(self.settings, self.sweep_id, folder)
+            self.runs.log_report(self._searches, report)
         self.runs.journal.close()
         # A server that did not answer until now need not be waited for: the journal keeps it all.
         soon = interrupted or self.drain.problem is not None
@@ -310,6 +325,7 @@ class Driver:
             pruner=search.pruner,
             goals=search.goals,
             to_beat=-math.inf if value is None else value,
+            is_baseline=ask.params == search.description.baseline,
         )
 
     def _training(
@@ -332,6 +348,8 @@ class Driver:
             home=self.settings.home,
             gpu_price=self.config.gpu_price,
             numerics=self.config.numerics,
+            plots=self.config.plots == "all",
+            log_rows=self.config.log_rows,
         )
 
     def _pending_finals(self) -> list[tuple[Search, Final]]:
@@ -424,8 +442,11 @@ class Driver:
     def _abandon(self) -> None:
         """Ends at once, so that the same command goes on later; nothing finished is lost."""
         while (ticket := self.cluster.next_done(timeout_s=0.0)) is not None:
-            # What was done already counts.
-            (self._take if ticket in self._out else self._take_final)(ticket)
+            # What was done already counts; but for figures, which are drawn again.
+            if ticket in self._out:
+                self._take(ticket)
+            elif ticket in self._finals_out:
+                self._take_final(ticket)
         self.cluster.kill()
         self._asking.let_go(self._searches)
         for ticket, out in self._out.items():

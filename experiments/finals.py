@@ -11,10 +11,12 @@ what is not. A search that went on and found a better trial begins its finals an
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from experiments.architectures import Params
+from experiments.figures.curves import Curves, find_curves
 from experiments.study import Search, new_seed
 from experiments.tasks import TrialResult
 
@@ -63,6 +65,19 @@ class Chosen:
     value: float
 
 
+def summarise_seeds(values: Sequence[float]) -> SeedSummary | None:
+    """Returns mean and interval of the values over seeds; None of fewer than two."""
+    n = len(values)
+    if n < 2:
+        return None
+    from scipy.stats import t
+
+    mean = sum(values) / n
+    deviation = math.sqrt(sum((value - mean) ** 2 for value in values) / (n - 1))
+    half = float(t.ppf(0.975, n - 1)) * deviation / math.sqrt(n)
+    return SeedSummary(n, mean, mean - half, mean + half, tuple(values))
+
+
 class Finals:
     """The finals of one study."""
 
@@ -103,6 +118,7 @@ class Finals:
             "value": result.value,
             "best_epoch": result.best_epoch,
             "seed": final.seed,
+            "curves": result.curves,
         }
         self._write("done", final.name, entry)
 
@@ -114,36 +130,36 @@ class Finals:
 
     def summary(self) -> SeedSummary | None:
         """Returns mean and interval over the seeds; None with fewer than two."""
-        values = [entry["value"] for entry in self._complete_seeds().values()]
-        n = len(values)
-        if n < 2:
-            return None
-        from scipy.stats import t
-
-        mean = sum(values) / n
-        deviation = math.sqrt(sum((value - mean) ** 2 for value in values) / (n - 1))
-        half = float(t.ppf(0.975, n - 1)) * deviation / math.sqrt(n)
-        return SeedSummary(n, mean, mean - half, mean + half, tuple(values))
+        return summarise_seeds([entry["value"] for entry in self._complete_seeds().values()])
 
     def chosen(self) -> Chosen | None:
-        """Returns the refit, else the median seed (of an even number the lower), else the best."""
+        """Returns the refit, else what `judged` returns."""
+        chosen, refit = self.judged(), self._done().get("refit")
+        if chosen is not None and refit is not None and refit["state"] == "complete":
+            return Chosen("refit", refit["run_key"], chosen.value)
+        return chosen
+
+    def judged(self) -> Chosen | None:
+        """Returns the median seed (of an even number the lower), else the best.
+
+        It has never learned from the validation rows; a refit repeats its training on them too.
+        """
         best = self._search.best()
         if best is None:
             return None
         median = self._median()
         if median is None:
-            chosen = Chosen(
-                f"{best.number:05d}",
-                best.user_attrs["run_key"],
-                self._search.goals.quality_of(best),
-            )
-        else:
-            name, entry = median
-            chosen = Chosen(name, entry["run_key"], entry["value"])
-        refit = self._done().get("refit")
-        if refit is not None and refit["state"] == "complete":
-            return Chosen("refit", refit["run_key"], chosen.value)
-        return chosen
+            value = self._search.goals.quality_of(best)
+            return Chosen(f"{best.number:05d}", best.user_attrs["run_key"], value)
+        name, entry = median
+        return Chosen(name, entry["run_key"], entry["value"])
+
+    def curves(self) -> Curves | None:
+        """Returns the curves of what `judged` returns; None where none were kept."""
+        best, median = self._search.best(), self._median()
+        if median is not None:
+            return median[1].get("curves")
+        return None if best is None else find_curves(best, self._search.description.objective)
 
     def _to_repeat(self) -> tuple[int, int]:
         """Epochs and seed of the training that a refit repeats on more rows."""

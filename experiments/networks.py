@@ -36,15 +36,25 @@ class Networks:
         runs: SweepRuns,
         note: Callable[[str], None],
     ) -> None:
-        self._settings = settings
+        self.settings = settings
         self._sweep = sweep
-        self._dataset = dataset
-        self._runs = runs
-        self._note = note
+        self.dataset = dataset
+        self.runs = runs
+        self.note = note
 
     def path(self, search: Search, name: str) -> Path:
         """Returns where a trial's network is, or that of what came after the search."""
-        return network_file(self._settings.home, self._sweep, search.description.name, name)
+        return network_file(self.settings.home, self._sweep, search.description.name, name)
+
+    def find(self, search: Search, chosen: Chosen) -> Path | None:
+        """Returns a network's file, fetched if it is in the artifact store; None if it is gone.
+
+        Raises:
+            NotFetchedError: nothing can be fetched now.
+        """
+        network = self.path(search, chosen.name)
+        is_there = network.exists() or fetch_network(self.settings, chosen.run_key, network)
+        return network if is_there else None
 
     def forget_beaten(self, search: Search, out: Collection[int]) -> None:
         """Removes the networks of trials that a better one has beaten.
@@ -71,7 +81,7 @@ class Networks:
         try:
             self._register_chosen(search)
         except NotFetchedError as err:
-            self._note(f"{search.name}: {err}. The same command makes the candidate later.")
+            self.note(f"{search.name}: {err}. The same command makes the candidate later.")
             return False
         return True
 
@@ -84,7 +94,7 @@ class Networks:
             search.set_candidate(chosen.run_key)
         others = search.members()[1:]
         if len(others) > MOST_CANDIDATES - 1:
-            self._note(
+            self.note(
                 f"{search.name}: of {len(others) + 1} members of the Pareto set the "
                 f"{MOST_CANDIDATES} with the best {search.goals.quality.name} become candidates."
             )
@@ -96,33 +106,34 @@ class Networks:
 
     def _register(self, search: Search, chosen: Chosen) -> bool:
         """Packages a network and logs it as a candidate; False if the network is gone."""
-        network = self.path(search, chosen.name)
-        if not network.exists() and not fetch_network(self._settings, chosen.run_key, network):
-            self._note(
-                f"{search.name}: the network {network.name} is gone; no candidate is made. "
-                f"It was kept in {network.parent}."
+        network = self.find(search, chosen)
+        if network is None:
+            gone = self.path(search, chosen.name)
+            self.note(
+                f"{search.name}: the network {gone.name} is gone; no candidate is made. "
+                f"It was kept in {gone.parent}."
             )
             return False
         description = search.description
         spec = ModelSpec(
             task=description.task,
             architecture=description.name,
-            input=self._dataset.input,
-            class_names=self._dataset.class_names,
-            dataset_name=self._dataset.name,
-            dataset_fingerprint=self._dataset.fingerprint,
+            input=self.dataset.input,
+            class_names=self.dataset.class_names,
+            dataset_name=self.dataset.name,
+            dataset_fingerprint=self.dataset.fingerprint,
             likelihood=description.likelihood,
         )
-        run = Run(self._runs.journal, chosen.run_key)
+        run = Run(self.runs.journal, chosen.run_key)
         with tempfile.TemporaryDirectory() as scratch:
             folder = Path(scratch) / "model"
             build_model_folder(network, spec, folder)
             run.register_candidate(
-                model_name(self._runs.experiment, search),
+                model_name(self.runs.experiment, search),
                 folder,
                 {
                     "mlops.architecture": description.name,
-                    "mlops.dataset_fingerprint": self._dataset.fingerprint,
+                    "mlops.dataset_fingerprint": self.dataset.fingerprint,
                     "mlops.objective": description.objective,
                     "mlops.value": repr(chosen.value),
                     "mlops.sweep": self._sweep,

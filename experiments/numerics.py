@@ -144,7 +144,7 @@ def check_device(precision: Precision) -> None:
     """
     if precision == "float32":
         return
-    for name, capability in _find_gpus():
+    for name, capability in find_keras_gpus():
         check_gpu(name, capability)
 
 
@@ -161,7 +161,7 @@ def check_gpu(name: str, capability: tuple[int, ...] | None) -> None:
         )
 
 
-def _find_gpus() -> Iterator[tuple[str, tuple[int, ...] | None]]:
+def find_keras_gpus() -> Iterator[tuple[str, tuple[int, ...] | None]]:
     """Yields name and CUDA compute capability of the GPUs that Keras computes on."""
     import keras
 

@@ -11,6 +11,8 @@ from mlops.program import answer, say
 PROGRAMS = {
     "sweep": ("experiments.sweep", "search each architecture's hyperparameters on a dataset"),
     "status": ("experiments.status", "show the sweeps going on and done, and stop one"),
+    "report": ("experiments.report", "make one page of a sweep, or of several side by side"),
+    "reproduce": ("experiments.reproduce", "train a run again, and say whether it is identical"),
     "promote": ("registry.promote", "make the best candidate the champion, if every gate passes"),
     "approve": ("registry.approve", "complete a promotion that waits for approval"),
     "rollback": ("registry.rollback", "put an alias back to an earlier release that verifies"),
@@ -34,7 +36,7 @@ def main(args: list[str] | None = None) -> int:
     """Runs a program by its short name; imports nothing of the others."""
     args = sys.argv[1:] if args is None else args
     if not args or args[0] in ("-h", "--help"):
-        lines = [f"  {name:<9}{what}" for name, (_, what) in PROGRAMS.items()]
+        lines = [f"  {name:<11}{what}" for name, (_, what) in PROGRAMS.items()]
         answer(
             "\n".join(
                 [

@@ -126,14 +126,15 @@ def introduce(config: SweepConfig, dataset: Dataset, packing: Packing | None = N
     if config.cluster is not None:
         where = f"Using {config.workers or 'all'} worker(s) of {config.cluster}."
     return (
-        f"{dataset.name}: {len(dataset.y)} {_rows_in_words(dataset)}, "
+        f"{dataset.name}: {len(dataset.y)} {rows_in_words(dataset)}, "
         f"{len(dataset.class_names)} classes; {counts['train']} to train, "
         f"{counts['val']} to validate, {counts['test']} to test. "
         f"{where}"
     )
 
 
-def _rows_in_words(dataset: Dataset) -> str:
+def rows_in_words(dataset: Dataset) -> str:
+    """Returns what one row is, in the plural."""
     spec = dataset.input
     if spec.columns is not None:
         n_categories = sum(column.categories is not None for column in spec.columns)

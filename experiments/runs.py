@@ -10,22 +10,25 @@ import platform
 import re
 import subprocess
 import tempfile
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
 
 from optuna.trial import FrozenTrial
 
-from experiments.architectures import Params
 from experiments.config import SweepConfig
 from experiments.config_file import write_config
 from experiments.finals import Final, Finals
+from experiments.recipe import RECIPE, Recipe
 from experiments.studies import CONFIG
 from experiments.study import Ask, Search
 from experiments.summary import describe_in_words, write_summary
 from mlops.data import Dataset
 from mlops.journal import Journal
 from mlops.tracking import Run, RunDataset, Status, new_run_key
+
+VERSIONS = "mlops.versions"
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +44,13 @@ class SweepRuns:
     @property
     def experiment(self) -> str:
         return self.config.experiment or self.dataset.name
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """The versions that decide a trial's weights, and the commit, by name."""
+        known = dict(self._environment)
+        versions: dict[str, str] = json.loads(known.pop(VERSIONS))
+        return versions | {name.rpartition(".")[-1]: value for name, value in known.items()}
 
     def _create_parent(self, search: Search) -> None:
         """Begins a study's run, with the resolved config as params and as sweep.toml."""
@@ -82,7 +92,8 @@ class SweepRuns:
             tags["mlops.alone"] = "true"
         if self.config.population is not None:
             tags["mlops.population"] = str(self.config.population)
-        return self._create_child(search, f"{ask.number:03d}", key, ask.params, tags)
+        recipe = self._recipe(search, ask, self.config.epochs, self.config.population)
+        return self._create_child(search, f"{ask.number:03d}", key, recipe, tags)
 
     def create_final(self, search: Search, final: Final) -> Run:
         """Begins the run of a training after the search."""
@@ -91,24 +102,50 @@ class SweepRuns:
             "mlops.seed": str(final.seed),
             "mlops.epochs": str(final.epochs),
         }
-        return self._create_child(search, final.name, new_run_key(), final.params, tags)
+        recipe = self._recipe(search, final, final.epochs, refit=final.kind == "refit")
+        return self._create_child(search, final.name, new_run_key(), recipe, tags)
+
+    def _recipe(
+        self,
+        search: Search,
+        asked: Ask | Final,
+        epochs: int,
+        population: int | None = None,
+        *,
+        refit: bool = False,
+    ) -> Recipe:
+        return Recipe(
+            architecture=search.description.path,
+            objective=search.description.objective,
+            params=asked.params,
+            seed=asked.seed,
+            epochs=epochs,
+            dataset_fingerprint=self.dataset.fingerprint,
+            threads=self.config.threads,
+            backend=os.environ.get("KERAS_BACKEND") or "tensorflow",
+            precision=self.config.precision,
+            xla=self.config.xla,
+            population=population,
+            refit=refit,
+        )
 
     def _create_child(
-        self, search: Search, name: str, key: str, params: Params, tags: dict[str, str]
+        self, search: Search, name: str, key: str, recipe: Recipe, tags: dict[str, str]
     ) -> Run:
         return Run.create(
             self.journal,
             experiment=self.experiment,
             name=f"{search.description.name}-{name}",
             key=key,
-            params={"architecture": search.description.name, **params},
+            params={"architecture": search.description.name, **recipe.params},
             tags={
                 **self._tags(search),
                 "mlflow.parentRunId": search.run_key,
-                "mlops.threads": str(self.config.threads),
-                "mlops.precision": self.config.precision,
-                "mlops.xla": self.config.xla,
-                "mlops.backend": os.environ.get("KERAS_BACKEND", "tensorflow"),
+                "mlops.threads": str(recipe.threads),
+                "mlops.precision": recipe.precision,
+                "mlops.xla": recipe.xla,
+                "mlops.backend": recipe.backend,
+                RECIPE: recipe.to_tag(),
                 **tags,
             },
             dataset=self._dataset("training"),
@@ -179,6 +216,12 @@ class SweepRuns:
                 parent.log_artifact(path)
         parent.end("FINISHED" if search.gave_up is None else "FAILED")
 
+    def log_report(self, searches: Iterable[Search], files: Sequence[Path]) -> None:
+        """Gives the run of each study the files of the sweep's report."""
+        for search in searches:
+            for path in files:
+                Run(self.journal, search.run_key).log_artifact(path)
+
     def _tags(self, search: Search) -> dict[str, str]:
         return {
             "mlops.sweep": self.sweep_id,
@@ -221,7 +264,7 @@ def _versions() -> dict[str, str]:
     for name in ("podium-mlops", "keras", "tensorflow", "jax", "numpy", "optuna"):
         with contextlib.suppress(metadata.PackageNotFoundError):
             found[name] = metadata.version(name)
-    return {"mlops.versions": json.dumps(found)}
+    return {VERSIONS: json.dumps(found)}
 
 
 def is_dirty(status: str) -> bool:

@@ -17,6 +17,8 @@ from mlops.settings import Settings
 LOCK = "driver.lock"
 CONFIG = "sweep.toml"
 """In the folder of a sweep: the resolved config that it was last begun with."""
+ENVIRONMENT = "environment"
+"""User attribute of a study: the versions and the commit that it was begun with, by name."""
 
 
 @dataclass(frozen=True, slots=True)

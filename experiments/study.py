@@ -18,6 +18,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from experiments.architectures import Description, Params
 from experiments.config import SweepConfig
+from experiments.figures.curves import CURVES
 from experiments.goals import METRICS, Goals, goals_of, to_attrs
 from experiments.kept_result import find_result
 from experiments.samplers import build_pruner, build_sampler
@@ -212,6 +213,7 @@ class Search:
             GPU_S: result.gpu_s,
             GPU_PEAK: result.gpu_peak_bytes,
             METRICS: None if self.goals.are_plain else result.metrics,
+            CURVES: result.curves,
         }
         try:
             for key, attr in attrs.items():

@@ -9,6 +9,7 @@ from typing import Any
 
 from optuna.trial import TrialState
 
+from experiments.figures.study import write_study_figures
 from experiments.goals import METRICS
 from experiments.pareto import write_pareto
 from experiments.study import Search
@@ -131,7 +132,8 @@ def describe_in_words(search: Search) -> str:
 def write_summary(search: Search, folder: Path) -> None:
     """Writes trials.csv, optimization_history.png and summary.json into a folder.
 
-    With several objectives, or with requirements, pareto.csv and pareto.png too.
+    With several objectives, or with requirements, pareto.csv and pareto.png too, and what
+    `write_study_figures` writes, unless no plots are wanted.
     """
     goals = search.goals
     if not goals.are_plain:
@@ -141,6 +143,8 @@ def write_summary(search: Search, folder: Path) -> None:
     write_trials(search, folder / "trials.csv")
     plot_history(search, folder / "optimization_history.png")
     (folder / "summary.json").write_text(json.dumps(summarise(search), indent=2))
+    if search.config.plots != "none":
+        write_study_figures(search, folder)
 
 
 def _short(value: object) -> str:

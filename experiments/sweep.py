@@ -116,7 +116,7 @@ def run_sweep(
         )
         driver.open_studies(storage, descriptions)
         stack.enter_context(beating(driver.studies))
-        interrupted = driver.search(began) or driver.retrain()
+        interrupted = driver.search(began) or driver.retrain() or driver.draw()
         return driver.finish(began, interrupted)
 
 

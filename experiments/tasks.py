@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Literal, Protocol, runtime_checkable
 
 from experiments.architectures import Params
+from experiments.figures.curves import Curves
 from experiments.goals import Goals
 from experiments.numerics import DEFAULT, Numerics
 from mlops.tracking import Status
@@ -28,6 +29,8 @@ class Training:
         server: In a home of the worker's own: the tracking server that its journal is delivered to
             from there. None where the sweep's driver delivers it.
         gpu_price: Of a GPU hour; None where none was given.
+        plots: Whether figures of its network are drawn (`--plots all`).
+        log_rows: Whether they may show rows.
     """
 
     architecture: str
@@ -46,6 +49,8 @@ class Training:
     server: str | None = field(default=None, repr=False)
     gpu_price: float | None = None
     numerics: Numerics = DEFAULT
+    plots: bool = False
+    log_rows: bool = False
 
     @property
     def name(self) -> str:
@@ -97,6 +102,7 @@ class TrialTask:
     Attributes:
         goals: What the study compares its trials by.
         to_beat: The best quality when the trial began: a worse network need not be kept.
+        is_baseline: Whether its params are the architecture's baseline.
     """
 
     training: Training
@@ -106,6 +112,7 @@ class TrialTask:
     pruner: Any
     goals: Goals
     to_beat: float
+    is_baseline: bool = False
 
     def moved(self, home: Path, server: str) -> TrialTask:
         return replace(self, training=self.training.moved(home, server))
@@ -141,6 +148,8 @@ class TrialResult:
         out_of_memory: How many trials shared its memory, if that was not enough; 1 if it was alone.
         gpu_s: Seconds on a GPU, times the part of it that the trial had; None on a CPU.
         gpu_peak_bytes: Most GPU memory in use; None where that is not known.
+        curves: Of a network that was kept, or is the baseline's: each metric by epoch
+            (`experiments.figures.curves`).
     """
 
     state: Literal["complete", "pruned", "failed"]
@@ -153,3 +162,4 @@ class TrialResult:
     out_of_memory: int | None = None
     gpu_s: float | None = None
     gpu_peak_bytes: int | None = None
+    curves: Curves | None = None

@@ -12,19 +12,30 @@ from __future__ import annotations
 import contextlib
 import functools
 import importlib
+import json
 import math
 import os
 import signal
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from experiments.architectures import Architecture, open_architecture
 from experiments.checkpoint import Checkpoint
+from experiments.environment import ENVIRONMENT, describe_environment
+from experiments.figures import FOLDER
+from experiments.figures.curves import (
+    Curves,
+    draw_curves,
+    find_baseline_curves,
+    keep_curves,
+    name_network,
+)
 from experiments.kept_result import keep_result
 from experiments.objectives import measure_costs
 from experiments.tasks import NETWORKS, STATUS, FinalTask, Training, TrialResult, TrialTask
@@ -59,11 +70,14 @@ class Fitted:
 
     Attributes:
         measure: Takes the file and the names of the costs that are wanted.
+        draw: Draws its figures into a folder, which may show rows with True; returns a sentence for
+            each that could not be drawn.
     """
 
     trained: Trained
     save: Callable[[Path], None]
     measure: Callable[[Path, tuple[str, ...]], dict[str, float]] = lambda *_: {}
+    draw: Callable[[Path, bool], list[str]] = lambda *_: []
 
 
 Fit = Callable[[Training, OnEpoch, bool], Fitted]
@@ -105,7 +119,16 @@ def as_fitted(architecture: Architecture, dataset: Dataset, trained: Trained) ->
     def measure(path: Path, wanted: tuple[str, ...]) -> dict[str, float]:
         return measure_costs(package(), path, dataset.x[:1], wanted)
 
-    return Fitted(trained, save, measure)
+    def draw(folder: Path, may_show_rows: bool) -> list[str]:
+        from experiments.figures import drawing
+
+        likelihood = architecture.likelihood(dataset.input)
+        subject = drawing.make_subject(
+            package(), dataset, architecture.task, likelihood, may_show_rows
+        )
+        return drawing.draw(subject, folder)
+
+    return Fitted(trained, save, measure, draw)
 
 
 def _key(training: Training, refit: bool) -> str:
@@ -160,6 +183,8 @@ def _tell(
             run.log_metrics(use.metrics(training.gpu_price), step=0)
             result = replace(result, gpu_s=use.gpu_s, gpu_peak_bytes=use.peak_bytes)
         tags = {"mlops.weights_sha256": result.weights_sha256, "mlops.failure": result.reason}
+        # Asked now: a user's own module is found once its architecture was opened.
+        tags[ENVIRONMENT] = json.dumps(describe_environment(training.architecture))
         run.set_tags({name: value for name, value in tags.items() if value is not None})
         if result.state == "pruned":
             run.set_tags({"mlops.pruned": "true"})
@@ -232,6 +257,9 @@ def _run_trial(task: TrialTask, run: Run, fit: Fit) -> TrialResult:
         training.network.unlink(missing_ok=True)
     elif not goals.costs:
         fitted.save(training.network)
+    curves = keep_curves(trained.history, training.objective)
+    if training.plots and not trained.stopped:
+        _log_figures(run, training, fitted, curves, find_baseline_curves(trial.study))
     return TrialResult(
         "pruned" if trained.stopped else "complete",
         trained.value,
@@ -239,6 +267,7 @@ def _run_trial(task: TrialTask, run: Run, fit: Fit) -> TrialResult:
         trained.weights_sha256,
         is_kept,
         metrics=metrics,
+        curves=curves if is_kept or task.is_baseline else None,
     )
 
 
@@ -266,9 +295,34 @@ def _run_final(task: FinalTask, run: Run, fit: Fit) -> TrialResult:
     if trained.value is not None:
         _log_best(run, training.objective, trained)
     fitted.save(training.network)
+    curves = keep_curves(trained.history, training.objective)
+    if training.plots and not task.refit:  # which has seen the validation rows
+        _log_figures(run, training, fitted, curves, None)
     return TrialResult(
-        "complete", trained.value, trained.best_epoch, trained.weights_sha256, saved=True
+        "complete",
+        trained.value,
+        trained.best_epoch,
+        trained.weights_sha256,
+        saved=True,
+        curves=curves,
     )
+
+
+def _log_figures(
+    run: Run, training: Training, fitted: Fitted, curves: Curves, baseline: Curves | None
+) -> None:
+    """Draws a network and logs what was drawn; what cannot be is said in a tag of its run."""
+    try:
+        with tempfile.TemporaryDirectory(prefix="podium-") as scratch:
+            folder = Path(scratch)
+            problems = fitted.draw(folder, training.log_rows)
+            title = name_network(training.study, training.number)
+            draw_curves(curves, baseline, training.objective, title, folder)
+            run.log_artifact(folder, FOLDER)
+    except Exception as err:
+        problems = [_reason(err)]
+    if problems:
+        run.set_tags({"mlops.figures_failed": "; ".join(problems)})
 
 
 def _not_finite(trained: Trained) -> TrialResult:
@@ -315,11 +369,20 @@ def _open_storage(url: str) -> Any:
     return optuna.storages.get_storage(open_storage(url))
 
 
-def open_dataset(training: Training) -> Dataset:
+class Stored(Protocol):
+    """What says where a dataset is: a `Training`, or a `DrawTask`."""
+
+    @property
+    def datasets_url(self) -> str: ...
+    @property
+    def datasets_folder(self) -> Path: ...
+    @property
+    def dataset_fingerprint(self) -> str: ...
+
+
+def open_dataset(stored: Stored) -> Dataset:
     """Returns the dataset of a training; the last one is kept for the next."""
-    return _open_dataset(
-        training.datasets_url, training.datasets_folder, training.dataset_fingerprint
-    )
+    return _open_dataset(stored.datasets_url, stored.datasets_folder, stored.dataset_fingerprint)
 
 
 @functools.lru_cache(maxsize=1)
@@ -372,13 +435,13 @@ def dask_setup(worker: Any) -> None:
         leave_terminal()
     take_share(worker.name)
     threads = os.environ.get(THREADS_VARIABLE)
+    hash_sources()  # as they are now: what runs here is not what takes their place later
     if threads is not None:
         set_up_process(int(threads))
         return
     # A worker of a cluster that runs already: which sweeps come, with how many threads, is not
     # known yet (`experiments.workers.joining`).
     quiet()
-    hash_sources()
     if "dask_cuda" in sys.modules:
         keep_own_gpu()
     # Dask samples the stack of a running call 100 times a second: a fifth of a trial's time.

@@ -104,6 +104,13 @@ class DatasetStore:
         """
         return self._is_here(fingerprint) or self._is_there(fingerprint)
 
+    def find_damage(self, fingerprint: str) -> str | None:
+        """Returns what is wrong with a dataset's files in the folder, by their hashes; else None.
+
+        It must be there. One that an older version wrote has no hashes, and nothing to compare.
+        """
+        return _find_damage(self.folder / fingerprint)
+
     def list(self) -> tuple[str, ...]:
         """Returns the fingerprints of all that is stored whole, in the folder or on S3.
 

@@ -128,14 +128,38 @@ def named_classes(probabilities: npt.ArrayLike) -> Ints:
     return np.where(finite, np.where(finite[:, None], answers, 0.0).argmax(axis=1), -1)
 
 
-def expected_calibration_error(
-    probabilities: npt.ArrayLike, labels: npt.ArrayLike, n_bins: int = 15
-) -> float:
-    """Returns how far confidence is from accuracy, 0 to 1; NaN if no row is finite.
+@dataclass(frozen=True, slots=True)
+class Calibration:
+    """Confidence and accuracy of rows, binned by their confidence in equal widths of [0, 1].
 
-    `sum over bins of |B|/n * |accuracy(B) - confidence(B)|`, rows binned by the probability of the
-    class that they name, in equal widths, open at the left (Guo et al. 2017, section 2, equations
-    2 and 3). Rows that are not finite are left out.
+    Attributes:
+        n_rows: (bins,) rows in each bin.
+        confidence: (bins,) their mean confidence, 0 to 1; NaN in an empty bin.
+        accuracy: (bins,) their share of right answers, 0 to 1; NaN in an empty bin.
+    """
+
+    n_rows: Ints
+    confidence: Floats
+    accuracy: Floats
+
+    @property
+    def error(self) -> float:
+        """The expected calibration error, 0 to 1; NaN without rows.
+
+        `sum over bins of |B|/n * |accuracy(B) - confidence(B)|` (Guo et al. 2017, section 2,
+        equation 3).
+        """
+        if not self.n_rows.any():
+            return float("nan")
+        filled = self.n_rows > 0
+        gaps = np.abs(self.accuracy[filled] - self.confidence[filled])
+        return float((self.n_rows[filled] * gaps).sum() / self.n_rows.sum())
+
+
+def calibrate(probabilities: npt.ArrayLike, labels: npt.ArrayLike, n_bins: int = 15) -> Calibration:
+    """Bins rows by the probability of the class that they name; bins are open at the left.
+
+    As Guo et al. 2017, section 2, before equation 2. Rows that are not finite are left out.
 
     Args:
         probabilities: (n, classes).
@@ -144,13 +168,27 @@ def expected_calibration_error(
     """
     named = named_classes(probabilities)
     finite = named >= 0
-    if not finite.any():
-        return float("nan")
-    confidence = np.asarray(probabilities, dtype=np.float64)[finite].max(axis=1)
+    answers = np.asarray(probabilities, dtype=np.float64)[finite]
+    confidence = answers.max(axis=1, initial=0.0)
     right = named[finite] == np.asarray(labels)[finite]
     index = np.clip(np.ceil(confidence * n_bins).astype(np.int64) - 1, 0, n_bins - 1)
-    gaps = np.bincount(index, weights=right - confidence, minlength=n_bins)
-    return float(np.abs(gaps).sum() / len(right))
+    n_rows = np.bincount(index, minlength=n_bins)
+    filled = np.where(n_rows > 0, n_rows, np.nan)
+    return Calibration(
+        n_rows=n_rows,
+        confidence=np.bincount(index, weights=confidence, minlength=n_bins) / filled,
+        accuracy=np.bincount(index, weights=right, minlength=n_bins) / filled,
+    )
+
+
+def expected_calibration_error(
+    probabilities: npt.ArrayLike, labels: npt.ArrayLike, n_bins: int = 15
+) -> float:
+    """Returns how far confidence is from accuracy, 0 to 1; NaN if no row is finite.
+
+    As `Calibration.error`; arguments as for `calibrate`.
+    """
+    return calibrate(probabilities, labels, n_bins).error
 
 
 # What a metric is worth as an estimate. The rows are drawn anew, with the models' answers to them.

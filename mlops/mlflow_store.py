@@ -18,7 +18,7 @@ from mlops.server import is_loopback
 from mlops.settings import Settings
 from mlops.supervisor import create_database
 
-LAST_FILES = ("MLmodel", "golden.json", "release.json", "model.sig")
+LAST_FILES = ("MLmodel", "golden.json", "reference.json", "release.json", "model.sig")
 """Files that are uploaded after all others, in this order: with them a folder counts as whole."""
 
 REFUSALS = frozenset(

@@ -41,8 +41,9 @@ if TYPE_CHECKING:
 FORMAT: Final = 1
 PACKAGES: Final = ("mlflow", "keras", "tensorflow", "numpy", "pandas", "pillow")
 """What a packaged model needs installed to answer."""
-RELEASE_FILES: Final = ("golden.json", "release.json", "model.sig")
-"""What a release's folder holds besides, in the order in which they are written."""
+RELEASE_FILES: Final = ("golden.json", "reference.json", "release.json", "model.sig")
+"""What a release's folder holds besides, in the order in which they are written; only a VAE's has
+a reference.json."""
 
 _NETWORK: Final = "data/model.keras"
 _PARAM: Final = '{"name": "%s", "default": false, "shape": null, "type": "boolean"}'

@@ -12,11 +12,14 @@ _CURRENT_USER: Final = "/api/2.0/mlflow/users/current"
 _TIMEOUT_S: Final = 10.0
 
 
-def find_actor(settings: Settings, ledger: Ledger) -> Actor:
+def find_actor(settings: Settings, ledger: Ledger | None = None) -> Actor:
     """Returns the login of the tracking server, else of the ledger's database, else the OS user.
 
     A tracking server counts where it tells this login's name, and tells it to nobody without a
     login: one that takes any word proves nothing.
+
+    Args:
+        ledger: None for who writes nothing into it.
 
     Raises:
         MlopsError: the tracking server does not answer.
@@ -24,7 +27,7 @@ def find_actor(settings: Settings, ledger: Ledger) -> Actor:
     name = _server_login(settings)
     if name is not None:
         return Actor(name, "tracking server")
-    name = ledger.login()
+    name = None if ledger is None else ledger.login()
     if name is not None:
         return Actor(name, "database")
     return Actor(os_user(), "operating system")

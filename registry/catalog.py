@@ -31,9 +31,11 @@ from registry.failpoints import failpoint
 CHAMPION = "champion"
 RELEASE_PATH = "release"
 MOVES_PATH = "moves"
+CERTIFICATES_PATH = "reproduction"
 ALTERED_TAG = "mlops.altered"
 CANDIDATE_TAG = "mlops.candidate"
 DECISION_TAG = "mlops.decision"
+REPRODUCED_TAG = "mlops.reproduced"
 RELEASE_TAG = "mlops.release"
 
 
@@ -437,20 +439,47 @@ class Catalog:
 
     def write_move(self, release: Release, alias: str, file: str, content: bytes) -> None:
         """Writes a file of an alias record beside a release (`registry.alias_record`)."""
-        with tempfile.TemporaryDirectory(prefix="podium-") as folder, _translated():
-            path = Path(folder) / file
-            path.write_bytes(content)
-            upload(self._client, release.run_id, path, f"{MOVES_PATH}/{alias}")
+        self._write_file(release.run_id, f"{MOVES_PATH}/{alias}", file, content)
 
     def find_moves(self, release: Release, alias: str, most_bytes: int) -> set[str]:
         """Returns the names of the files of an alias's records beside a release, but large ones."""
+        return self._find_files(release.run_id, f"{MOVES_PATH}/{alias}", most_bytes)
+
+    def write_certificate(self, run_id: str, file: str, content: bytes) -> None:
+        """Writes a file of a certificate of reproduction beside its run."""
+        self._write_file(run_id, CERTIFICATES_PATH, file, content)
+
+    def note_reproduction(self, run_id: str, verdict: str) -> None:
+        """Notes on a run what its newest certificate says, where MLflow shows it."""
+        with _translated():
+            self._client.set_tag(run_id, REPRODUCED_TAG, verdict)
+
+    def find_certificates(self, run_id: str, most_bytes: int) -> set[str]:
+        """Returns the names of the files of certificates beside a run, but large ones."""
+        return self._find_files(run_id, CERTIFICATES_PATH, most_bytes)
+
+    def read_certificate(self, run_id: str, file: str) -> bytes:
+        """Returns the content of a file that `find_certificates` named."""
+        return self._read_file(run_id, f"{CERTIFICATES_PATH}/{file}")
+
+    def _write_file(self, run_id: str, path: str, file: str, content: bytes) -> None:
+        with tempfile.TemporaryDirectory(prefix="podium-") as folder, _translated():
+            place = Path(folder) / file
+            place.write_bytes(content)
+            upload(self._client, run_id, place, path)
+
+    def _read_file(self, run_id: str, path: str) -> bytes:
+        with tempfile.TemporaryDirectory(prefix="podium-") as folder, _translated():
+            return Path(self._client.download_artifacts(run_id, path, folder)).read_bytes()
+
+    def _find_files(self, run_id: str, path: str, most_bytes: int) -> set[str]:
         return {
             one.path.rpartition("/")[2]
-            for one in self._list_moves(release.run_id, f"{MOVES_PATH}/{alias}")
+            for one in self._list_at_once(run_id, path)
             if not one.is_dir and (one.file_size or 0) <= most_bytes
         }
 
-    def _list_moves(self, run_id: str, path: str) -> list[Any]:
+    def _list_at_once(self, run_id: str, path: str) -> list[Any]:
         """One request a listing; `list_artifacts` takes four, and a server lists many runs."""
         from mlflow.exceptions import MlflowException
         from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
@@ -470,10 +499,7 @@ class Catalog:
 
     def read_move(self, release: Release, alias: str, file: str) -> bytes:
         """Returns the content of a file that `find_moves` named."""
-        path = f"{MOVES_PATH}/{alias}/{file}"
-        with tempfile.TemporaryDirectory(prefix="podium-") as folder, _translated():
-            found = self._client.download_artifacts(release.run_id, path, folder)
-            return Path(found).read_bytes()
+        return self._read_file(release.run_id, f"{MOVES_PATH}/{alias}/{file}")
 
     def note_decision(
         self, candidate: Candidate, decision: str, release: Release | None = None

@@ -260,7 +260,8 @@ def _clean_commit(evidence: Evidence, policy: Policy) -> Found | None:
 def _reproduced(evidence: Evidence, policy: Policy) -> Found | None:
     found = evidence.reproduced or "not reproduced"
     failure = f"its run is not reproduced to the bit: {found}"
-    return Found(found, "identical", found, "identical", "" if found == "identical" else failure)
+    expected = "identical, signed" if policy.reproduced.signed else "identical"
+    return Found(found, "identical", found, expected, "" if found == "identical" else failure)
 
 
 def _decisions_on_these_rows(evidence: Evidence, policy: Policy) -> Found | None:

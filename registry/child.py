@@ -22,7 +22,8 @@ import socket
 import struct
 import subprocess
 import sys
-from collections.abc import Callable, Iterable, Mapping
+import tempfile
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -73,6 +74,48 @@ def run_child(work: Callable[[Any], Iterable[Any]], request: Any, timeout_s: flo
     Raises:
         MlopsError: The child did not come as far as to begin the work.
     """
+    with _started(work, subprocess.PIPE) as process:
+        try:
+            out, err = process.communicate(json.dumps(request).encode(), timeout_s)
+            death = _death(process.returncode, err)
+        except subprocess.TimeoutExpired as late:
+            out, death = late.output or b"", f"was not done after {timeout_s:g} s"
+    return _read(out, death)
+
+
+def follow_child(
+    work: Callable[[Any], Iterable[Any]], request: Any, env: Mapping[str, str]
+) -> Generator[Any, None, None]:
+    """Calls `work(request)` in a process of its own and yields what that yields, as it comes.
+
+    As `run_child` does, without an end to its time. Closing the iterator ends the child.
+
+    Args:
+        env: More for the child's environment.
+
+    Raises:
+        MlopsError: The child ended before its work did; says how, and its last words.
+    """
+    with tempfile.TemporaryFile() as said, _started(work, said, env) as process:
+        assert process.stdin is not None and process.stdout is not None
+        with contextlib.suppress(BrokenPipeError), process.stdin as asked:
+            asked.write(json.dumps(request).encode())
+        for place, line in enumerate(process.stdout):
+            # The first is its isolation; what stands behind the last end of a line was cut off.
+            if place and line.endswith(b"\n"):
+                yield json.loads(line)
+        process.wait()
+        said.seek(0)
+        death = _death(process.returncode, said.read())
+    if death is not None:
+        raise MlopsError(f"the process {death}")
+
+
+@contextlib.contextmanager
+def _started(
+    work: Callable[[Any], Iterable[Any]], stderr: Any, env: Mapping[str, str] | None = None
+) -> Iterator[subprocess.Popen[bytes]]:
+    """Starts a child that waits for its request; ends it, and all that it started."""
     root = str(Path(__file__).resolve().parents[1])
     # Not `-m`: the package need not be installed. -P: nor is the working folder to be trusted.
     code = f"import sys; sys.path.append({root!r}); from registry.child import serve; serve()"
@@ -80,20 +123,16 @@ def run_child(work: Callable[[Any], Iterable[Any]], request: Any, timeout_s: flo
         [sys.executable, "-P", "-c", code, work.__module__, work.__name__],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        env=QUIET | without_secrets(os.environ),
+        stderr=stderr,
+        env=QUIET | without_secrets(os.environ) | dict(env or {}),
         start_new_session=True,
     )
     with process:
         try:
-            out, err = process.communicate(json.dumps(request).encode(), timeout_s)
-            death = _death(process.returncode, err)
-        except subprocess.TimeoutExpired as late:
-            out, death = late.output or b"", f"was not done after {timeout_s:g} s"
+            yield process
         finally:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
-    return _read(out, death)
 
 
 def without_secrets(env: Mapping[str, str]) -> dict[str, str]:

@@ -10,7 +10,8 @@ from typing import Any, Literal
 from mlops.errors import MlopsError, StructureError, UsageError, refuse_model
 from mlops.packaging import RELEASE_FILES, ModelSpec, check_model_folder
 from registry.alias import Registry, move_alias
-from registry.catalog import CHAMPION, Candidate, Release, Source
+from registry.catalog import CHAMPION, REPRODUCED_TAG, Candidate, Release, Source
+from registry.certificate import find_certified
 from registry.failpoints import failpoint
 from registry.gates import Decision, Gate, decide, refuse_answers, refuse_structure
 from registry.ledger import Event
@@ -200,7 +201,7 @@ class Deciding:
             n_decisions=n_decisions,
             champion_fault=fault or found.evidence.champion_fault,
             commit=read_commit(source.tags),
-            reproduced=source.tags.get("mlops.reproduced"),
+            reproduced=self._find_reproduced(source, before),
             alias=self.alias,
             replay=self.replay,
             replay_fault=self._find_replay_fault(candidate, before, rival),
@@ -213,6 +214,17 @@ class Deciding:
         now = None if champion is None else champion.version
         draft = Draft(candidate, source, folder, findings, decision, previous, now)
         return self._release(draft, notes)
+
+    def _find_reproduced(self, source: Source, files: dict[str, str]) -> str | None:
+        """Returns what is known of a reproduction: the run's tag, or what a signature vouches for.
+
+        A trainer can write the tag.
+        """
+        rule = self.registry.policy.reproduced
+        if rule.on_failure == "off" or not rule.signed:
+            return source.tags.get(REPRODUCED_TAG)
+        keys = self.registry.settings.public_keys
+        return find_certified(self.registry.catalog, source.run_id, files, keys)
 
     def _find_replay_fault(
         self, candidate: Candidate, files: dict[str, str], champion: Verified | None

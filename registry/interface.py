@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Sequence
 
+from mlops.inputs import InputSpec
 from mlops.packaging import ModelSpec
 
 
@@ -31,6 +32,17 @@ def same_interface(spec: ModelSpec, champion: ModelSpec) -> bool:
         and (column.missing == "refused" or sorts[column.name][1] != "refused")
         for column in other.columns
     )
+
+
+def digest_rows(spec: InputSpec) -> str:
+    """Returns the SHA-256 of what rows a model takes; of two with the same one, any row will do.
+
+    Kind, shape, dtype, and names, categories and gaps of the columns: not what training rows
+    looked like, which differs from dataset to dataset.
+    """
+    columns = [(one.name, one.categories, one.missing) for one in spec.columns or ()]
+    said = [spec.kind, spec.shape, spec.dtype, spec.ragged, spec.columns is not None, columns]
+    return hashlib.sha256(json.dumps(said).encode()).hexdigest()
 
 
 def describe_interface(spec: ModelSpec) -> str:

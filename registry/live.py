@@ -43,14 +43,15 @@ def _load_pyfunc(data_path: str, model_config: Mapping[str, Any] | None = None) 
 
     Args:
         data_path: The model folder that `registry.serve` wrote.
-        model_config: `state`, the folder of `registry.serving.state`; `drain_s`; `max_queue`; and
-            what the scoring runtime takes.
+        model_config: `state`, the folder of `registry.serving.state`; `drain_s`; `max_queue`;
+            `watch_rows_s`, this worker's share; and what the scoring runtime takes.
     """
     from registry.serving.group import PARENT, end_with_parent
     from registry.serving.loading import load_release
     from registry.serving.metrics import WorkerMetrics, reserve_counters
     from registry.serving.shadow import Shadow
     from registry.serving.state import StateFolder, Wanted
+    from registry.serving.watch import Watch
     from registry.serving.worker import Worker
 
     config = dict(model_config or {})
@@ -71,7 +72,10 @@ def _load_pyfunc(data_path: str, model_config: Mapping[str, Any] | None = None) 
     if _is_server():
         _import_heavy()
     shadow = Shadow(lambda value: folder.write_shadow(pid, value), metrics.shadowed)
-    worker = Worker(folder, load, metrics.meter, shadow.offer, pid)
+    rows_s, offer = float(config.get("watch_rows_s", 0.0)), None
+    if rows_s:
+        offer = Watch(lambda value: folder.write_drift(pid, value), rows_s).offer
+    worker = Worker(folder, load, metrics.meter, shadow.offer, pid, offer)
     worker.start()
     _enter_server(worker, metrics, int(config.get("max_queue", 256)))
     return LiveModel(worker)

@@ -69,6 +69,12 @@ def _choice(value: Any) -> str:
     raise ValueError(choose(str(value), get_args(OnFailure)))
 
 
+def _flag(value: Any) -> bool:
+    if isinstance(value, bool):
+        return value
+    raise ValueError("expected true or false")
+
+
 def _words(value: Any) -> tuple[str, ...]:
     if isinstance(value, (list, tuple)) and value:
         words = tuple(value)
@@ -92,6 +98,7 @@ _READERS: Final[dict[str, Reader]] = {
     "min_requests": _whole(1, 2**60),
     "min_agreement": _number(0.0, 1.0),
     "max_p95_ms": _number(0.001),
+    "signed": _flag,
     "command": _words,
     "attempts": _whole(1, 100),
     "timeout_s": _number(0.1, 86400.0),
@@ -219,6 +226,14 @@ class Replays(Rule):
 
 
 @dataclass(frozen=True, slots=True)
+class Reproduction(Rule):
+    """`signed`: whether a certificate must say so that a release's key signed, for these bytes."""
+
+    on_failure: OnFailure = "off"
+    signed: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class Hook(_Table):
     """A command that is run after a move, without a shell."""
 
@@ -262,7 +277,7 @@ class Policy:
     memory: Memory = Memory()
     replayed: Replays = Replays()
     clean_commit: Rule = Rule("warn")
-    reproduced: Rule = Rule("off")
+    reproduced: Reproduction = Reproduction()
     decisions_on_these_rows: Decisions = Decisions()
     isolation: Rule = Rule("warn")
     hook: Hook | None = None

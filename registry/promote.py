@@ -154,7 +154,7 @@ def _main(options: Options) -> int:
             how["serve"] = serve_command(done.name, done.alias, settings)
         answer_json(done.to_json() | how)
     else:
-        answer(_in_words(done, settings, who))
+        answer(_in_words(done, settings, who, options.policy))
     return 3 if done.decision == "rejected" else 0
 
 
@@ -166,7 +166,7 @@ def _probe_aloud(folders: Sequence[Path], **asked: Any) -> Probed:
     return probe(folders, **asked)
 
 
-def _in_words(done: Promotion, settings: Settings, who: str) -> str:
+def _in_words(done: Promotion, settings: Settings, who: str, policy: Path | None) -> str:
     from registry.gates import table
 
     if done.decision == "unchanged":
@@ -177,7 +177,23 @@ def _in_words(done: Promotion, settings: Settings, who: str) -> str:
         f"Warning: {one.name}: {one.reason}." for one in done.gates if one.verdict == "warn"
     ]
     by = f"Recorded as decided by {who}."
-    return "\n".join([first, "", table(done.gates), "", *warnings, by, *rest])
+    again = _ask_again(done, policy)
+    return "\n".join([first, "", table(done.gates), "", *warnings, by, *rest, *again])
+
+
+def _ask_again(done: Promotion, policy: Path | None) -> list[str]:
+    """Returns the commands that may meet the gate `reproduced`, where it is not met."""
+    from mlops.program import command_line
+
+    if all(one.verdict == "pass" for one in done.gates if one.name == "reproduced"):
+        return []
+    candidate = str(done.candidate_version)
+    commands = [["experiments.reproduce", f"{done.name}-candidates/{candidate}"]]
+    if done.decision == "rejected":
+        more = [] if done.alias == "champion" else ["--alias", done.alias]
+        more += [] if policy is None else ["--policy", str(policy)]
+        commands += [["registry.promote", done.name, "--version", candidate, *more]]
+    return ["Train it again:", *("  " + command_line("python", "-m", *one) for one in commands)]
 
 
 def _say_rejected(done: Promotion, settings: Settings) -> list[str]:

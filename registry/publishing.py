@@ -19,6 +19,7 @@ from registry.failpoints import failpoint
 from registry.gates import Decision
 from registry.golden import write_golden
 from registry.measuring import Findings
+from registry.reference import write_reference
 from registry.releases import (
     Statement,
     Verified,
@@ -98,6 +99,9 @@ def _fetch_again(registry: Registry, release: Release, beside: Path) -> Verified
 
 def _sign(registry: Registry, release: Release, draft: Draft) -> None:
     write_golden(draft.folder, draft.findings.golden)
+    measured = draft.findings.evidence.candidate
+    if measured.spec.task == "vae":
+        write_reference(draft.folder, -measured.answers)
     write_statement(draft.folder, _statement(registry, release, draft))
     failpoint("statement")
     sign(draft.folder, registry.settings.signing_key)

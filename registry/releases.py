@@ -2,6 +2,7 @@
 
     release.json   the statement: name, version, run, dataset, gates, the hash of each file
     golden.json    synthetic rows, and what the model answered to them when it was promoted
+    reference.json of a VAE: the distribution of its scores of the test rows
     model.sig      the signature over all of it
 
 The signature binds bytes. The statement, which is among them, binds the bytes to a name and a
@@ -22,6 +23,7 @@ from mlops.packaging import ModelSpec, check_files, check_model_folder
 from mlops.scoring_code import combine_hashes
 from registry.catalog import Catalog, Release
 from registry.golden import GOLDEN
+from registry.reference import REFERENCE, read_reference
 from registry.signing import UNSIGNED, UnverifiedError, verify
 
 STATEMENT: Final = "release.json"
@@ -83,7 +85,8 @@ class Verified:
 
     def holds(self, files: dict[str, str]) -> bool:
         """Tells whether its model is a candidate's, whose files are `hash_files` of its folder."""
-        return {**self.statement.files, GOLDEN: ""} == {**files, GOLDEN: ""}
+        beside = {GOLDEN: "", REFERENCE: ""}
+        return {**self.statement.files, **beside} == {**files, **beside}
 
 
 def hash_files(folder: Path) -> dict[str, str]:
@@ -194,6 +197,7 @@ def check_release(
         _check_statement(folder, statement, name, version, run_id)
         scoring = _scoring_of(statement, f"code/{code.name}/")
         spec = check_model_folder(folder, vouched_scoring=scoring)
+        read_reference(folder)
         _check_meta(folder / "registered_model_meta", name, version)
     except StructureError as err:
         raise UnverifiedError(str(err).removesuffix(".").replace(". The model", "; it")) from err

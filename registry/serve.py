@@ -46,13 +46,20 @@ class Options:
     workers: int = 1
     """Processes that answer; each has a copy of the model."""
     metrics_port: int | None = None
-    """Port of /metrics, /model and /shadow; by default the next after --port."""
+    """Port of /metrics, /model, /shadow and /drift; by default the next after --port."""
     interval_s: float = 2.0
     """Seconds between two looks at the registry, give or take a fifth."""
     challenger: str | None = None
     """Share of the requests that the alias challenger answers, as 10% or 0.1."""
     shadow: bool = False
     """Have the alias challenger score every request too; the champion answers."""
+    watch: str | None = None
+    """A promoted VAE that watches the rows for drift, as digits-vae or digits-vae@champion; auto is
+    the VAE of the same experiment. Each worker holds it besides."""
+    watch_rows_s: float = 50.0
+    """Most rows a second that the watcher scores, a sample of all; it takes time from requests."""
+    watch_window: int = 500
+    """Rows of a window, which is compared with the watcher's own test rows."""
     max_batch: int = 64
     """Most rows of several requests in one forward pass."""
     max_wait_ms: float = 0.0
@@ -74,7 +81,10 @@ class Options:
 
 
 def _main(options: Options) -> int:
+    from registry.serving.followers import find_watched
+
     name, alias, share = _check(options)
+    watched = None if options.watch is None else find_watched(options.watch, name)
     settings = Settings.from_env()
     if settings.embedded and not options.wait and not (settings.home / "mlflow.db").is_file():
         raise UsageError(
@@ -88,12 +98,15 @@ def _main(options: Options) -> int:
     from mlops.mlflow_store import open_store_client
     from registry.catalog import Catalog
     from registry.serving.follower import Follower
+    from registry.serving.followers import Followers, WatcherFolder
     from registry.serving.group import end_left_behind
     from registry.serving.state import StateFolder
 
     catalog = Catalog(open_store_client(settings))
     folder = StateFolder.of(settings.home, name, alias, options.port)
     known = _find_known(catalog, name, alias, options.wait, has_copies=folder.path.is_dir())
+    if watched is not None and known and not options.wait:
+        _check_known(catalog, *watched)
     _check_ports(options, patience_s=PATIENCE_S if _end_left_behind(folder) else 0.0)
     if known is False and not folder.path.is_dir():
         raise MlopsError(
@@ -110,9 +123,15 @@ def _main(options: Options) -> int:
     try:
         end_left_behind(folder)
         folder.clean()
-        follower = Follower(catalog, name, aliases, folder, settings.public_keys)
+        follower: Any = Follower(catalog, name, aliases, folder, settings.public_keys)
+        if watched is not None:
+            beside = WatcherFolder(folder, *watched)
+            beside.create()
+            watcher: dict[Role, str] = {"watcher": watched[1]}
+            other = Follower(catalog, watched[0], watcher, beside, settings.public_keys)
+            follower = Followers(follower, other)
         champion, rest = _find_first(follower, name, alias)
-        return _serve(options, settings, folder, follower, champion, rest, share or 0.0)
+        return _serve(options, settings, folder, follower, champion, rest, share or 0.0, watched)
     finally:
         os.close(lock)
 
@@ -142,11 +161,14 @@ def _check_numbers(options: Options) -> None:
         ("max-queue", options.max_queue, 1),
         ("timeout-s", options.timeout_s, 1),
         ("drain-s", options.drain_s, 0),
+        ("watch-window", options.watch_window, 50),
     ):
         if value < least:
             raise UsageError(f"--{option} must be at least {least}, got {value}.")
     if not 0 <= options.max_wait_ms < 60_000:
         raise UsageError(f"--max-wait-ms must be from 0 to 60000, got {options.max_wait_ms}.")
+    if not 0.1 <= options.watch_rows_s <= 1000:
+        raise UsageError(f"--watch-rows-s must be from 0.1 to 1000, got {options.watch_rows_s}.")
     if not 0.05 <= options.interval_s <= 3600:
         raise UsageError(f"--interval-s must be from 0.05 to 3600, got {options.interval_s}.")
 
@@ -294,7 +316,9 @@ def _serve(
     champion: Accepted,
     rest: list[Any],
     share: float,
+    watched: tuple[str, str] | None,
 ) -> int:
+    from registry.serving.drifting import Drifting
     from registry.serving.metrics import Board, open_exposition
     from registry.serving.parent import Parent
     from registry.serving.rollout import Rollout
@@ -310,24 +334,33 @@ def _serve(
         max_batch=options.max_batch,
         max_wait_ms=options.max_wait_ms,
         max_queue=options.max_queue,
+        watch_rows_s=0.0 if watched is None else options.watch_rows_s,
     )
     write_model(folder, serving)
     board = Board(folder.metrics)
     alias = follower.alias("champion")
+    drifting = None
+    if watched is not None:
+        window, watches = options.watch_window, "@".join(watched)
+        drifting = Drifting(folder, board.add_drift(), watches=watches, window_rows=window)
     parent = Parent(
         folder,
         follower,
         Rollout(folder, share, options.shadow),
         board,
         lambda: Server(folder, serving),
-        lambda refusal: _note(settings, champion.name, alias, refusal),
+        lambda refusal: _note(
+            settings, refusal, *_names_of(refusal, champion.name, alias, watched)
+        ),
         workers=options.workers,
         interval_s=options.interval_s,
         shadow=options.shadow,
         share=share,
+        drifting=drifting,
     )
     parent.tell(rest)
     pages = {"/metrics": board.text, "/model": parent.model, "/shadow": parent.shadow}
+    pages["/drift"] = parent.drift
     with ExitStack() as until_exit:
         try:
             exposition = open_exposition(options.host, _metrics_port(options), pages)
@@ -341,13 +374,22 @@ def _serve(
         return parent.run(champion, lambda first: _announce(options, alias, first))
 
 
-def _note(settings: Settings, name: str, alias: str, refusal: Refusal) -> None:
+def _names_of(
+    refusal: Refusal, name: str, alias: str, watched: tuple[str, str] | None
+) -> tuple[str, str]:
+    """Returns the model and the alias that a refusal is about."""
+    if refusal.role == "watcher" and watched is not None:
+        return watched
+    return name, alias if refusal.role == "champion" else CHALLENGER
+
+
+def _note(settings: Settings, refusal: Refusal, name: str, alias: str) -> None:
     """Writes into the ledger that this host refused a release."""
     from registry.actor import find_actor
     from registry.ledger import open_ledger
 
     body = {
-        "alias": alias if refusal.role == "champion" else CHALLENGER,
+        "alias": alias,
         "reason": f"refused by a server: {refusal.reason}"[:1000],
     }
     with open_ledger(settings.ledger_url, make=False) as ledger:
@@ -381,6 +423,7 @@ def _announce(options: Options, alias: str, first: Accepted) -> None:
                 "metrics_url": f"{beside}/metrics",
                 "model_url": f"{beside}/model",
                 "shadow_url": f"{beside}/shadow" if options.shadow else None,
+                "drift_url": f"{beside}/drift" if options.watch else None,
                 "workers": options.workers,
             }
         )
@@ -391,6 +434,7 @@ def _announce(options: Options, alias: str, first: Accepted) -> None:
         f"What it takes, and which class is which: {beside}/model\n"
         f"Metrics: {beside}/metrics\n"
         + (f"How the challenger compares: {beside}/shadow\n" if options.shadow else "")
+        + (f"How live rows compare with test rows: {beside}/drift\n" if options.watch else "")
         + f"Ask it: {_curl(url, first.folder)}\n"
         "Ctrl-C ends it."
     )

@@ -279,7 +279,12 @@ def open_remote_cluster(
     own = tuple(name.partition(":")[0] for name in config.architectures if name not in BUILT_IN)
     with contextlib.ExitStack() as end:
         folder = end.enter_context(_open_folder(settings.home))
-        end.enter_context(dask.config.set({"distributed.admin.tick.limit": "1 hour"}))
+        settings_of_dask = {
+            "distributed.admin.tick.limit": "1 hour",
+            # A network travels to be drawn; Dask would advise the user how to write Dask.
+            "distributed.admin.large-graph-warning-threshold": "1 TB",
+        }
+        end.enter_context(dask.config.set(settings_of_dask))
         end.enter_context(silence_logging_cmgr(logging.CRITICAL))
         client = _connect(address)
         end.callback(_close, client)

@@ -28,7 +28,7 @@ def describe_code(own: Iterable[str] = ()) -> dict[str, str]:
         "Python": "{}.{}".format(*sys.version_info),
         **{name: _version(name) for name in VERSIONS},
         "KERAS_BACKEND": os.environ.get("KERAS_BACKEND") or "tensorflow",
-        **{name: _hash_module(name) for name in own},
+        **{name: hash_module(name) for name in own},
     }
 
 
@@ -65,7 +65,7 @@ def _version(package: str) -> str:
 
 
 @functools.cache
-def _hash_module(name: str) -> str:
+def hash_module(name: str) -> str:
     """Returns 12 hex digits of a module's file; finds it without importing it or its packages."""
     folders: list[str] | None = None
     file = None

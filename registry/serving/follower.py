@@ -25,6 +25,7 @@ from registry.alias_record import (
     read_newest_record,
 )
 from registry.catalog import Catalog, Release
+from registry.interface import digest_rows
 from registry.releases import Verified
 from registry.serving.copies import Copies, TooLargeError
 from registry.serving.state import ROLES, Role, StateFolder, read_json, write_json
@@ -48,6 +49,8 @@ class Accepted:
     Attributes:
         folder: Its private copy.
         record: The newest alias record beside it; None where there is none, or none was read.
+        task: "classifier" or "vae".
+        takes: A digest of what rows it takes, as `registry.interface.digest_rows` gives it.
     """
 
     role: Role
@@ -58,6 +61,8 @@ class Accepted:
     scoring_sha256: str
     statement_sha256: str
     record: AliasRecord | None = None
+    task: str = ""
+    takes: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +70,7 @@ class Refusal:
     """A release that an alias points at and that may not answer.
 
     Attributes:
-        sort: "unverified", "unrecorded", "too_large" or "not_loaded".
+        sort: "unverified", "unrecorded", "too_large", "not_loaded" or "unfit".
         reason: Goes on from "version 8".
     """
 
@@ -356,6 +361,8 @@ def _accepted(role: Role, found: Verified, record: AliasRecord | None) -> Accept
         found.scoring_sha256,
         found.statement_sha256,
         record,
+        found.spec.task,
+        digest_rows(found.spec.input),
     )
 
 

@@ -79,12 +79,14 @@ class Answering:
     Attributes:
         share: 0 to 1: of the requests that the challenger answers.
         shadow: Takes what the champion answered; None where nothing is compared.
+        watch: Takes rows that were answered, and their number; None where nothing is watched.
     """
 
     champion: Loaded
     challenger: Loaded | None = None
     share: float = 0.0
     shadow: Callable[[Offer], None] | None = None
+    watch: Callable[[Any, int], None] | None = None
 
     def pick(self, draw: float) -> Loaded:
         """Returns who answers a request; `draw` is uniform in [0, 1)."""
@@ -158,6 +160,8 @@ def _ask(chosen: Loaded, rows: Any, params: Any, answering: Answering) -> Reply:
     if answering.shadow is not None and other is not None and chosen is answering.champion:
         offer = Offer(rows, None, predictions, chosen.version, other.version, other.predict)
         answering.shadow(offer)
+    if answering.watch is not None:
+        answering.watch(rows, len(predictions))
     return Reply(200, body)
 
 

@@ -160,6 +160,56 @@ class WorkerMetrics:
             self._shadow_seconds.observe(seconds)
 
 
+class DriftGauges:
+    """What the parent shows of drift; the last window's figures are NaN before the first."""
+
+    def __init__(self, own: CollectorRegistry) -> None:
+        from prometheus_client import Counter, Gauge
+
+        self._psi = Gauge(
+            "podium_drift_psi",
+            "Population stability index of the last window against the watcher's reference.",
+            registry=own,
+        )
+        self._ks = Gauge(
+            "podium_drift_ks",
+            "Largest distance of the two distribution functions, of the last window.",
+            registry=own,
+        )
+        self._ks_p = Gauge("podium_drift_ks_p", "p of the last window's KS test.", registry=own)
+        self._drifted = Gauge(
+            "podium_drifted", "1 while the rows that are answered have drifted.", registry=own
+        )
+        self._windows = Counter(
+            "podium_drift_windows_total", "Windows that were full.", registry=own
+        )
+        self._shifted = Counter(
+            "podium_drift_shifted_windows_total", "Of them, those that were shifted.", registry=own
+        )
+        self.rows = Counter(
+            "podium_drift_rows_total", "Rows that the watcher scored.", registry=own
+        )
+        self.dropped = Counter(
+            "podium_drift_dropped_total",
+            "Rows that were answered and that the watcher did not score.",
+            registry=own,
+        )
+
+    def begin(self) -> None:
+        """Sets what stands before a first window."""
+        for one in (self._psi, self._ks, self._ks_p):
+            one.set(float("nan"))
+        self._drifted.set(0)
+
+    def show(self, psi: float, ks: float, ks_p: float, shifted: bool, drifted: bool) -> None:
+        self._psi.set(psi)
+        self._ks.set(ks)
+        self._ks_p.set(ks_p)
+        self._windows.inc()
+        self._shifted.inc(int(shifted))
+        self._drifted.set(int(drifted))
+
+
 class Board:
     """What the parent knows, and the text of everything."""
 
@@ -201,6 +251,10 @@ class Board:
         for reason in REFUSALS:
             self.refused.labels(reason)
 
+    def add_drift(self) -> DriftGauges:
+        """Has the metrics of drift too, of a server with a watcher."""
+        return DriftGauges(self._own)
+
     def text(self) -> bytes:
         """Returns all metrics in Prometheus' text format."""
         from prometheus_client import CollectorRegistry, generate_latest
@@ -236,8 +290,9 @@ class Board:
         self.verifies.labels(role).set(1)
 
 
-REFUSALS: Final = ("unverified", "unrecorded", "too_large", "not_loaded")
-"""Why a release was refused: its bytes, the alias record, its size, or what loading it met."""
+REFUSALS: Final = ("unverified", "unrecorded", "too_large", "not_loaded", "unfit")
+"""Why a release was refused: its bytes, the alias record, its size, what loading it met, or that it
+is a watcher that cannot watch what is served."""
 
 
 def open_exposition(

@@ -19,7 +19,9 @@ from mlops.errors import MlopsError, first_line
 from mlops.program import say
 from registry.serving.about import describe_release
 from registry.serving.comparing import Comparing
+from registry.serving.drifting import Drifting
 from registry.serving.follower import Accepted, Follower, News, Refusal, Unset
+from registry.serving.followers import Followers
 from registry.serving.metrics import Board
 from registry.serving.rollout import Done, NotLoaded, Rollout
 from registry.serving.server import Server
@@ -46,7 +48,7 @@ class Parent:
     def __init__(
         self,
         folder: StateFolder,
-        follower: Follower,
+        follower: Follower | Followers,
         rollout: Rollout,
         board: Board,
         start: Callable[[], Server],
@@ -56,6 +58,7 @@ class Parent:
         interval_s: float,
         shadow: bool,
         share: float = 0.0,
+        drifting: Drifting | None = None,
     ) -> None:
         self._folder = folder
         self._follower = follower
@@ -68,6 +71,9 @@ class Parent:
         self._shadow = shadow
         self._share = share
         self._comparing = Comparing(folder, self._say, is_on=shadow)
+        self._drifting = drifting
+        if drifting is not None:
+            drifting.say = self._say
         self._shown: dict[Role, tuple[int, datetime]] = {}
         self._is_same = False
         self._down_since: tuple[str, float] | None = None
@@ -162,6 +168,7 @@ class Parent:
             else:
                 self._is_not_loaded(one)
         self._watch_challenger()
+        self._watch_drift()
         self._watch_recovery(server)
 
     def _watch_challenger(self) -> None:
@@ -172,8 +179,7 @@ class Parent:
         self._comparing.watch(champion, challenger, is_same=is_same)
         self._is_same = is_same
         if is_same and not before and champion is not None:
-            self._shown.pop("challenger", None)
-            self._board.show("challenger", None, 0.0, 0.0)
+            self._hide("challenger")
             self._say(
                 f"version {champion.version} is champion and challenger: nothing is compared, and "
                 "the challenger's share changes nothing."
@@ -181,6 +187,19 @@ class Parent:
         elif before and challenger is not None and "challenger" not in self._shown:
             self._show(challenger, 0.0)
             self._say(f"version {challenger.version} {self._does('challenger')}.")
+
+    def _watch_drift(self) -> None:
+        """Takes what the watcher saw; says once that it takes other rows than a new champion."""
+        if self._drifting is None:
+            return
+        watcher, pauses = self._rollout.present("watcher"), self._rollout.watcher_pauses
+        self._drifting.step(watcher, time.monotonic(), pauses=pauses)
+        if pauses and "watcher" in self._shown:
+            self._hide("watcher")
+            self._say("the watcher takes other rows than what answers: nothing is watched.")
+        elif watcher is not None and "watcher" not in self._shown:
+            self._show(watcher, 0.0)
+            self._say(f"{watcher.name} version {watcher.version} watches again.")
 
     def _watch_recovery(self, server: Server) -> None:
         """Says that all answer again after a worker or the server died."""
@@ -222,8 +241,7 @@ class Parent:
         self._follower.not_loaded(accepted)
         reason = f"could not be loaded: {one.reason}"
         refusal = Refusal(accepted.role, accepted.version, "not_loaded", reason)
-        if accepted.role == "challenger":
-            self._comparing.challenger = refusal
+        self._note_news(refusal)
         self._refuse(refusal)
 
     def _keep(self) -> None:
@@ -245,14 +263,16 @@ class Parent:
         self._not_kept[role] = accepted
         self._keep()
         self._show(accepted, done.load_s)
+        if role == "champion" and self._drifting is not None:
+            self.tell(self._drifting.unfit)
         if self._rollout.present("challenger") is None:
-            self._shown.pop("challenger", None)
-            self._board.show("challenger", None, 0.0, 0.0)
+            self._hide("challenger")
             if role == "challenger":
                 return  # it is the champion, which is said of both
         of = "" if before is None else f", in place of version {before[0]}"
+        called = f"{accepted.name} version" if role == "watcher" else "version"
         self._say(
-            f"version {accepted.version} {self._does(role)}{of} (loaded in {done.load_s:.1f} s)."
+            f"{called} {accepted.version} {self._does(role)}{of} (loaded in {done.load_s:.1f} s)."
         )
 
     def _show(self, accepted: Accepted, load_s: float) -> None:
@@ -260,10 +280,16 @@ class Parent:
         self._shown[accepted.role] = (accepted.version, now)
         self._board.show(accepted.role, accepted.version, now.timestamp(), load_s)
 
+    def _hide(self, role: Role) -> None:
+        self._shown.pop(role, None)
+        self._board.show(role, None, 0.0, 0.0)
+
     def _does(self, role: Role) -> str:
         """What a release does in a role, to go on from its version."""
         if role == "champion":
             return "answers as champion"
+        if role == "watcher":
+            return "watches for drift"
         if not self._share:
             return "scores beside the champion" if self._shadow else "is challenger, asked nothing"
         answers = f"answers {100 * self._share:g} % of the requests as challenger"
@@ -319,8 +345,9 @@ class Parent:
                 news = self._news.get_nowait()
             except queue.Empty:
                 return
-            if news.role == "challenger":
-                self._comparing.challenger = news
+            if self._drifting is not None:
+                news = self._drifting.judge(news, self._rollout.present("champion"))
+            self._note_news(news)
             if isinstance(news, Accepted):
                 self._rollout.propose(news)
             elif isinstance(news, Refusal):
@@ -328,11 +355,20 @@ class Parent:
             else:
                 self._is_unset(news)
 
-    def _is_unset(self, news: Unset) -> None:
+    def _note_news(self, news: News) -> None:
         if news.role == "challenger":
-            self._rollout.withdraw_challenger()
-            self._shown.pop("challenger", None)
-            self._board.show("challenger", None, 0.0, 0.0)
+            self._comparing.challenger = news
+        elif news.role == "watcher" and self._drifting is not None:
+            self._drifting.news = news
+
+    def _is_unset(self, news: Unset) -> None:
+        if news.role == "watcher":
+            self._rollout.withdraw("watcher")
+            self._hide("watcher")
+            self._say("there is no watcher: nothing is watched for drift.")
+        elif news.role == "challenger":
+            self._rollout.withdraw("challenger")
+            self._hide("challenger")
             what = "the champion answers all requests" if self._share else "nothing is compared"
             self._say(f"there is no challenger: {what}.")
         else:
@@ -409,6 +445,12 @@ class Parent:
     def _since(self, role: Role) -> datetime | None:
         shown = self._shown.get(role)
         return None if shown is None else shown[1]
+
+    def drift(self) -> dict[str, Any] | str:
+        """Returns what the watcher found, for the page /drift; else a sentence."""
+        if self._drifting is None:
+            return "nothing is watched: this server was started without --watch."
+        return self._drifting.page()
 
     def shadow(self) -> dict[str, Any] | str:
         """Returns what is compared now, for the page /shadow; a sentence where nothing is."""

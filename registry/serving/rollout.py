@@ -89,7 +89,10 @@ class Rollout:
         return made.key
 
     def present(self, role: Role) -> Accepted | None:
-        """Returns what answers in a role; a challenger that is the champion is none."""
+        """Returns what answers in a role.
+
+        A challenger that is the champion is none, nor is a watcher that takes other rows.
+        """
         found = self._answering(role)
         return None if found is None else found.accepted
 
@@ -98,11 +101,17 @@ class Rollout:
         """Whether champion and challenger are the same."""
         return "challenger" in self._present and self.present("challenger") is None
 
+    @property
+    def watcher_pauses(self) -> bool:
+        """Whether there is a watcher, and it takes other rows than what answers."""
+        return "watcher" in self._present and self.present("watcher") is None
+
     def _answering(self, role: Role) -> _Try | None:
         found, champion = self._present.get(role), self._present.get("champion")
         if role == "challenger" and found and champion and _is_same(found, champion.accepted):
             return None
-        return found
+        takes_other_rows = found and champion and found.accepted.takes != champion.accepted.takes
+        return None if role == "watcher" and takes_other_rows else found
 
     @property
     def is_busy(self) -> bool:
@@ -112,10 +121,10 @@ class Rollout:
         """Wants a release; one that is on its way in this role and is another one is given up."""
         self._target[accepted.role] = accepted
 
-    def withdraw_challenger(self) -> None:
-        """Has no challenger any more."""
+    def withdraw(self, role: Role) -> None:
+        """Has no challenger, or no watcher, any more."""
         for waiting in (self._target, self._trying, self._present):
-            waiting.pop("challenger", None)
+            waiting.pop(role, None)
         self._is_dirty = True
         with contextlib.suppress(OSError):  # the next step writes it
             self._flush()
@@ -209,6 +218,7 @@ class Rollout:
             return
         tries = (*self._present.values(), *self._trying.values())
         champion, challenger = self._answering("champion"), self._answering("challenger")
+        watcher = self._answering("watcher")
         self._folder.write_desired(
             Desired(
                 {one.key: _wanted(one.accepted) for one in tries},
@@ -216,6 +226,7 @@ class Rollout:
                 None if challenger is None else challenger.key,
                 self._share,
                 self._shadow and challenger is not None,
+                None if watcher is None else watcher.key,
             )
         )
         self._is_dirty = False

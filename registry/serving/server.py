@@ -56,6 +56,7 @@ class Serving:
         drain_s: How long a request that is being answered may take at the end.
         max_rows, max_batch, max_wait_ms: For the scoring runtime.
         max_queue: Requests that wait for a thread in each worker; more are answered with 503.
+        watch_rows_s: Most rows a second that the watcher scores, in all workers; 0 for no watcher.
     """
 
     host: str
@@ -67,6 +68,7 @@ class Serving:
     max_batch: int
     max_wait_ms: float
     max_queue: int
+    watch_rows_s: float = 0.0
 
 
 def write_model(folder: StateFolder, serving: Serving) -> None:
@@ -81,6 +83,7 @@ def write_model(folder: StateFolder, serving: Serving) -> None:
             "max_wait_ms": serving.max_wait_ms,
             "max_queue": serving.max_queue,
             "drain_s": serving.drain_s,
+            "watch_rows_s": serving.watch_rows_s / serving.workers,
         },
     }
     value = {"flavors": {"python_function": flavor}, "signature": _SIGNATURE}

@@ -4,6 +4,8 @@
     desired.json         what the workers shall load, and answer with
     workers/<pid>.json   what a worker has loaded and answers with; touched each second
     shadow/<pid>.json    what a worker saw of the challenger
+    drift/<pid>.json     scores that the watcher gave in a worker
+    watchers/            what was accepted of watchers
     releases/<version>.../  private, verified copies
     model/               the MLflow model folder that `mlflow models serve` is given
     metrics/             counters of the workers
@@ -28,9 +30,10 @@ from pathlib import Path
 from typing import Any, Final, Literal
 from urllib.parse import quote
 
-Role = Literal["champion", "challenger"]
-"""`champion` means the release of the alias that is served, whatever that alias is called."""
-ROLES: Final[tuple[Role, ...]] = ("champion", "challenger")
+Role = Literal["champion", "challenger", "watcher"]
+"""`champion` means the release of the alias that is served, whatever that alias is called;
+`watcher` that of another model, a VAE, which scores what is answered."""
+ROLES: Final[tuple[Role, ...]] = ("champion", "challenger", "watcher")
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +63,7 @@ class Desired:
         challenger: The key of the canary or the shadow; None where there is none.
         challenger_share: 0 to 1: of the requests that the challenger answers.
         shadow: Whether the challenger scores what the champion answers.
+        watcher: The key of the VAE that scores what is answered; None where there is none.
     """
 
     wanted: dict[str, Wanted] = field(default_factory=dict)
@@ -67,6 +71,7 @@ class Desired:
     challenger: str | None = None
     challenger_share: float = 0.0
     shadow: bool = False
+    watcher: str | None = None
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -159,7 +164,8 @@ class StateFolder:
         """Removes what workers of an earlier life left; needs the lock."""
         self.address.unlink(missing_ok=True)
         self.desired.unlink(missing_ok=True)
-        for folder in (self.path / "workers", self.path / "shadow", self.metrics, self.model):
+        mine = [self.path / name for name in ("workers", "shadow", "drift")]
+        for folder in (*mine, self.metrics, self.model):
             shutil.rmtree(folder, ignore_errors=True)
             folder.mkdir()
 
@@ -195,6 +201,14 @@ class StateFolder:
     def read_shadows(self) -> list[Any]:
         """Returns what each worker saw of the challenger; dead workers' too."""
         found = (read_json(path) for path in sorted((self.path / "shadow").glob("[0-9]*.json")))
+        return [value for value in found if value is not None]
+
+    def write_drift(self, pid: int, value: Any) -> None:
+        write_json(self.path / "drift" / f"{pid}.json", value)
+
+    def read_drifts(self) -> list[Any]:
+        """Returns what the watcher scored in each worker; dead workers' too."""
+        found = (read_json(path) for path in sorted((self.path / "drift").glob("[0-9]*.json")))
         return [value for value in found if value is not None]
 
     def keep_releases(self, folders: Iterable[Path], spare: int = 3) -> None:

@@ -14,6 +14,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, Final, Protocol
 
 from mlops.errors import MlopsError, first_line
@@ -33,6 +34,8 @@ class Model(Protocol):
 
 Shadowing = Callable[[Offer], None]
 """Takes what the champion answered, to have it scored by the challenger too."""
+Watching = Callable[[Any, int, str, Callable[[Any], Any]], None]
+"""Takes rows that were answered and their number, to have them scored; `Watch.offer`."""
 Load = Callable[[Wanted], Model]
 """Loads a release, warms it and checks its golden answers; raises with the reason."""
 
@@ -49,12 +52,14 @@ class Worker:
         meter: Callable[[int, Role], Meter],
         shadow: Shadowing | None = None,
         pid: int | None = None,
+        watch: Watching | None = None,
     ) -> None:
         self.pid = os.getpid() if pid is None else pid
         self._folder = folder
         self._load = load
         self._meter = meter
         self._shadow = shadow
+        self._watch = watch
         self._models: dict[str, Model] = {}
         self._report = Report(self.pid)
         self._is_told = False
@@ -131,10 +136,13 @@ class Worker:
             return
         challenger = self._loaded(desired.challenger, "challenger")
         shadow = self._comparing() if desired.shadow else None
-        self.answering = Answering(champion, challenger, desired.challenger_share, shadow)
+        share, watch = desired.challenger_share, self._watching()
+        self.answering = Answering(champion, challenger, share, shadow, watch)
         self._answers_with = {desired.champion}
         if challenger is not None:
             self._answers_with.add(desired.challenger)
+        if watch is not None:
+            self._answers_with.add(desired.watcher)
         self._report = replace(
             self._report,
             champion=champion.version,
@@ -146,6 +154,14 @@ class Worker:
             return None
         version = self._desired.wanted[key].version
         return Loaded(version, self._models[key].predict, self._meter(version, role))
+
+    def _watching(self) -> Callable[[Any, int], None] | None:
+        """Returns what takes rows that were answered; scores go under the watcher's own folder."""
+        offer, key = self._watch, self._desired.watcher
+        if offer is None or key is None or key not in self._models:
+            return None
+        under, predict = Path(self._desired.wanted[key].folder).name, self._models[key].predict
+        return lambda rows, n: offer(rows, n, under, predict)
 
     def _comparing(self) -> Shadowing | None:
         """Returns what compares; classes that the challenger orders otherwise are put in order."""

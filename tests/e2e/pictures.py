@@ -6,11 +6,14 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import shutil
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
+from urllib.parse import urlencode
 
 from playwright.sync_api import Page, sync_playwright
 
@@ -64,6 +67,40 @@ def show_table(page: Page, url: str, run: str) -> None:
         close.first.click()
 
 
+def search_runs(page: Page, url: str, query: str, found: str) -> None:
+    """Types a query into the search box over the table of runs, and waits for a run it finds."""
+    show_table(page, url, found)
+    page.get_by_placeholder("metrics.rmse").fill(query)
+    page.keyboard.press("Enter")
+    page.get_by_text(found, exact=True).first.wait_for()
+
+
+def show_compared(
+    page: Page, server_url: str, experiment: str, runs: Sequence[str], params: Sequence[str]
+) -> None:
+    """Opens the page that compares runs: parallel coordinates of params and the best accuracy."""
+    # In this order: the page finds the runs only where they come first.
+    query = {
+        "runs": json.dumps(list(runs)),
+        "experiments": json.dumps([experiment]),
+        "workflowType": "machine_learning",
+    }
+    page.goto(f"{server_url}/#/compare-runs?{urlencode(query)}")
+    page.get_by_role("button", name="Clear All").click()
+    for box, names in enumerate((params, ("best_val_accuracy",))):
+        page.get_by_role("combobox").nth(box).click(force=True)
+        for name in names:
+            page.locator(f'[class*="select-item-option"][title="{name}"]').last.click()
+        page.keyboard.press("Escape")
+    page.locator(".js-plotly-plot .parcoords").first.wait_for()
+
+
+def show_artifact(page: Page, server_url: str, experiment: str, run: str, path: str) -> None:
+    """Opens a run's page at one of its artifacts, and waits for its name."""
+    page.goto(f"{server_url}/#/experiments/{experiment}/runs/{run}/artifacts/{path}")
+    page.get_by_text(path.rpartition("/")[2]).first.wait_for()
+
+
 def show_registry(page: Page, server_url: str, model: str) -> None:
     """Opens a registered model's page, with its versions and aliases."""
     page.goto(f"{server_url}/#/models/{model}")
@@ -76,16 +113,30 @@ def show_card(page: Page, server_url: str, model: str, version: int) -> None:
     page.get_by_role("heading", name="Gates").first.wait_for()
 
 
+def find_trials(client: Any, experiment: str) -> list[str]:
+    """Returns the run ids of the finished trials of classifiers."""
+    query = (
+        "attributes.status = 'FINISHED' and tags.`mlops.trial` != '' and metrics.val_accuracy > 0"
+    )
+    return [run.info.run_id for run in client.search_runs([experiment], query)]
+
+
 def main(folder: str = "docs/pictures") -> int:
     settings = Settings.from_env()
     with open_server(settings) as server, open_page() as page:
         server.wait()
-        experiment = open_client(server.url).get_experiment_by_name("digits")
+        client = open_client(server.url)
+        experiment = client.get_experiment_by_name("digits")
         url = runs_url(server.url, experiment.experiment_id, "val_accuracy")
         show_table(page, url, "cnn-000")  # closes the assistant's panel, which the UI remembers
         show_charts(page, url, "cnn-000")
         page.wait_for_timeout(4000)  # the charts draw themselves one after the other
         page.screenshot(path=str(Path(folder) / "charts.png"))
+        trials = find_trials(client, experiment.experiment_id)
+        params = ("architecture", "learning_rate", "batch_size")
+        show_compared(page, server.url, experiment.experiment_id, trials, params)
+        page.wait_for_timeout(1000)
+        page.screenshot(path=str(Path(folder) / "compared.png"))
         show_registry(page, server.url, "digits-classifier")
         page.wait_for_timeout(1000)
         page.screenshot(path=str(Path(folder) / "registry.png"))

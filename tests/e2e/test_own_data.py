@@ -297,7 +297,7 @@ def test_a_layer_that_cannot_be_packaged_is_refused_before_anything_is_trained(
     done = under_way["refused"].result()
     assert done.returncode == 2
     refusal = done.stderr.strip().splitlines()[-1]
-    shown = section("Your own architecture").split("```")[-2].strip()
+    shown = section("Your own architecture").split("```text\n")[1].split("```")[0].strip()
     assert shown in refusal
     assert "layer 'twice' is a keras.layers.Lambda" in shown
     assert open_store_client(place.settings).get_experiment_by_name("refused") is None

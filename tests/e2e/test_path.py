@@ -11,9 +11,18 @@ import numpy as np
 import pytest
 
 from mlops.dataset_store import open_dataset_store
-from mlops.mlflow_store import open_store_client
+from mlops.mlflow_store import open_client, open_store_client
 from tests.e2e.conftest import Swept
-from tests.e2e.pictures import open_page, show_card, show_charts, show_registry, show_table
+from tests.e2e.pictures import (
+    find_trials,
+    open_page,
+    search_runs,
+    show_card,
+    show_charts,
+    show_compared,
+    show_registry,
+    show_table,
+)
 from tests.e2e.serving import free_port, serve
 
 README = Path(__file__).parents[2] / "README.md"
@@ -114,6 +123,18 @@ def test_the_runs_can_be_compared_in_a_browser_at_the_address_the_sweep_printed(
             page.get_by_text(metric, exact=True).first.wait_for()
         page.screenshot(path=str(tmp_path / "charts.png"))
         assert (tmp_path / "charts.png").stat().st_size > 20_000
+        experiment = printed.partition("/#/experiments/")[2].partition("/")[0]
+        trials = find_trials(open_client(server.url), experiment)
+        params = ("architecture", "learning_rate", "batch_size")
+        show_compared(page, server.url, experiment, trials, params)
+        assert page.get_by_text(f"Comparing {len(trials)} Runs").is_visible()
+        for axis in (*params, "best_val_accuracy"):
+            assert page.locator(".parcoords .axis-title").get_by_text(axis, exact=True).is_visible()
+        for tab in ("Scatter Plot", "Contour Plot"):
+            page.get_by_text(tab).click()
+            page.locator(".js-plotly-plot:visible").first.wait_for()
+        search_runs(page, url, 'params.architecture = "dnn" and metrics.val_loss < 100', "dnn-000")
+        page.get_by_text("cnn-000", exact=True).first.wait_for(state="detached")
         show_registry(page, server.url, "digits-classifier")
         show_card(page, server.url, "digits-classifier", 1)
         assert page.get_by_text("better_than_chance").first.is_visible()

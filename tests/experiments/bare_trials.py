@@ -39,6 +39,7 @@ def bare_config(address: str, experiment: str, trials: int = 4) -> SweepConfig:
         pruner="none",
         experiment=experiment,
         cluster=address,
+        plots="none",
     )
 
 

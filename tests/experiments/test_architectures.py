@@ -3,13 +3,18 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import re
 from pathlib import Path
 from typing import Any
 
 import keras
 import numpy as np
 import pytest
-from optuna.distributions import BaseDistribution, CategoricalDistribution
+from optuna.distributions import (
+    BaseDistribution,
+    CategoricalDistribution,
+    distribution_to_json,
+)
 
 from experiments.architectures import Architecture, describe, open_architecture
 from experiments.architectures.preprocessing import compile_classifier, scaled_input
@@ -248,3 +253,19 @@ def test_an_own_architecture_that_cannot_be_served_is_refused_before_it_is_train
     for fragment in fragments:
         assert fragment in str(caught.value)
     assert "not loaded" not in str(caught.value)
+
+
+def test_a_param_is_called_the_same_and_means_the_same_in_every_architecture() -> None:
+    """So that the UI's compare, parallel-coordinates and search pages work across them."""
+    spaces = {name: open_architecture(path).space(IMAGE) for name, path in BUILT_IN.items()}
+    for name in ("learning_rate", "batch_size"):
+        assert len({distribution_to_json(space[name]) for space in spaces.values()}) == 1, name
+    known: dict[str, BaseDistribution] = {}
+    for space in spaces.values():
+        for name, distribution in space.items():
+            assert re.fullmatch(r"[a-z]+(_[a-z]+)*", name), name
+            first = known.setdefault(name, distribution)
+            assert type(first) is type(distribution), name
+            for attribute in ("log", "step", "choices"):
+                assert getattr(first, attribute, 0) == getattr(distribution, attribute, 0), name
+    assert {"n_layers", "units", "dropout", "batch_norm"} <= set(known)

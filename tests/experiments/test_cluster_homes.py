@@ -342,6 +342,9 @@ def test_a_sweep_as_a_user_types_it_trains_the_same_networks_on_two_hosts(
     for name in ("a", "b"):
         (stored,) = (hosts.home(name) / "datasets").iterdir()
         assert stored.name == DIGITS
+    # Drawn by a host, logged by the driver.
+    plots = {one.path for one in client.list_artifacts(study["best"]["run_id"], "plots")}
+    assert plots >= {"plots/confusion_matrix.png", "plots/learning_curves.png"}
     here = SweepConfig(
         architectures=("dnn",), trials=4, epochs=2, sampler="random", experiment="one-host"
     )

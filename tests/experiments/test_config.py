@@ -190,6 +190,8 @@ def test_what_auto_stands_for_follows_from_trials_and_epochs() -> None:
         {"sampler": "tpe", "pruner": "median"},
         {"trials": 60, "pruner": "hyperband"},
         {"study": "x"},
+        {"plots": "none"},
+        {"log_rows": True},
         {"space": {"dnn": {"units": 8}}, "fix": ("dnn.units=8",)},
     ],
 )

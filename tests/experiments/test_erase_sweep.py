@@ -39,6 +39,7 @@ def erase_a_sweep(settings: Settings, url: str, workers: Cluster, tmp_path: Path
         epochs=2,
         workers=1,
         experiment="erasing",
+        log_rows=True,
     )
     result = run_sweep(config, settings=settings, cluster=workers, progress=Notes())
     assert result.studies[0].best is not None

@@ -548,7 +548,7 @@ def config_of(experiment: str, **fields: Any) -> SweepConfig:
     return on_16_cores(
         architectures=("nobody:Flat",),
         experiment=experiment,
-        **{"trials": 6, "epochs": 1, "sampler": "random"} | fields,
+        **{"trials": 6, "epochs": 1, "sampler": "random", "plots": "none"} | fields,
     )
 
 

@@ -113,6 +113,7 @@ def sweep(settings: Settings, workers: Here, experiment: str, **changed: Any) ->
         architectures=("nobody:Flat",),
         **{"trials": 12, "epochs": 2, "population": 3, "sampler": "random"} | changed,
         experiment=experiment,
+        plots="none",
     )
     with Lines() as progress:
         return run_sweep(config, settings=settings, cluster=workers, progress=progress)

@@ -32,7 +32,8 @@ from mlops.packaging import check_model_folder
 from mlops.settings import Settings
 from tests.conftest import Tracking
 
-QUICK = SweepConfig(architectures=("dnn",), trials=2, epochs=2, workers=2)
+QUICK = SweepConfig(architectures=("dnn",), trials=2, epochs=2, workers=2, plots="none")
+PLOTS = {"confusion_matrix.png", "per_class.csv", "calibration.json", "roc.png", "ranking.json"}
 
 
 class Notes:
@@ -69,11 +70,15 @@ def runs_of(client: Any, sweep_id: str) -> tuple[list[Any], list[Any]]:
     return parents, [run for run in runs if "mlflow.parentRunId" in run.data.tags]
 
 
+def plots_of(client: Any, run_id: str) -> set[str]:
+    return {Path(item.path).name for item in client.list_artifacts(run_id, "plots")}
+
+
 def test_all_four_architectures_leave_complete_runs_and_candidates(
     tracking: Tracking, workers: Cluster, client: Any
 ) -> None:
-    config = SweepConfig(trials=2, epochs=2, workers=2, experiment="four")
-    result = run_sweep(config, settings=tracking.settings, cluster=workers, progress=Notes())
+    config, notes = SweepConfig(trials=2, epochs=2, workers=2, experiment="four"), Notes()
+    result = run_sweep(config, settings=tracking.settings, cluster=workers, progress=notes)
 
     assert result.undelivered == 0 and not result.interrupted
     parents, children = runs_of(client, result.sweep_id)
@@ -114,6 +119,19 @@ def test_all_four_architectures_leave_complete_runs_and_candidates(
         assert float(version.tags["mlops.value"]) == study.best.value
         files = {item.path for item in client.list_artifacts(study.best.run_id, "model")}
         assert "model/MLmodel" in files
+        plots = plots_of(client, study.best.run_id)
+        assert "learning_curves.png" in plots and not any("mistakes" in name for name in plots)
+        assert (plots >= PLOTS) == (task == "classifier")
+    chosen = {study.best.run_id for study in result.studies if study.best is not None}
+    others = [run.info.run_id for run in children if run.info.run_id not in chosen]
+    assert len(others) == 4 and not any(plots_of(client, run_id) for run_id in others)
+    assert not [line for line in notes.lines if "figure" in line]
+    each = [
+        {name for name in run.data.metrics if not name.startswith("system/")}
+        for run in children
+        if run.data.tags["mlops.architecture"] != "vae"
+    ]
+    assert all(names == each[0] for names in each)  # so that the UI compares them at once
     assert json.loads(json.dumps(result.to_json()))["studies"][0]["best"]["run_id"]
     journal = tracking.settings.home / "journal" / result.sweep_id
     assert not list(journal.glob("*.journal"))
@@ -452,7 +470,7 @@ def test_the_candidate_is_the_refit_of_the_median_of_fresh_seeds(
     tracking: Tracking, workers: Cluster, client: Any, tmp_path: Path
 ) -> None:
     config = dataclasses.replace(
-        QUICK, experiment="finals", seeds=3, refit=True, objective="macro_f1"
+        QUICK, experiment="finals", seeds=3, refit=True, objective="macro_f1", plots="best"
     )
     result = run_sweep(config, settings=tracking.settings, cluster=workers, progress=Notes())
     (study,) = result.studies
@@ -475,6 +493,9 @@ def test_the_candidate_is_the_refit_of_the_median_of_fresh_seeds(
     n_epochs = int(ranked[1].data.metrics["best_epoch"]) + 1
     assert refit.data.tags["mlops.epochs"] == str(n_epochs)
     assert "val_accuracy" not in refit.data.metrics
+    # The refit has learned from the validation rows; they tell of the network that it repeats.
+    assert plots_of(client, ranked[1].info.run_id) >= PLOTS | {"learning_curves.png"}
+    assert not plots_of(client, refit.info.run_id)
     version = client.get_model_version(study.candidate.name, str(study.candidate.version))
     assert version.run_id == refit.info.run_id
     assert float(version.tags["mlops.value"]) == ranked[1].data.metrics["best_val_macro_f1"]
@@ -517,6 +538,24 @@ def test_a_pareto_set_is_shown_logged_and_becomes_candidates(
     folder = tracking.settings.home / "sweeps" / result.sweep_id / "dnn"
     kept = {int(path.stem) for path in folder.glob("*.keras")}
     assert kept == {member.number for member in study.pareto}
+
+
+def test_with_plots_all_each_complete_trial_is_drawn_and_rows_only_where_they_may_be_shown(
+    tracking: Tracking, workers: Cluster, client: Any, tmp_path: Path
+) -> None:
+    config = dataclasses.replace(QUICK, epochs=1, experiment="plots", plots="all", log_rows=True)
+    result = run_sweep(config, settings=tracking.settings, cluster=workers, progress=Notes())
+    (parent,), children = runs_of(client, result.sweep_id)
+    assert len(children) == 2
+    for run in children:
+        assert plots_of(client, run.info.run_id) >= PLOTS | {"mistakes.png", "learning_curves.csv"}
+        client.download_artifacts(run.info.run_id, "plots", str(tmp_path))
+        with (tmp_path / "plots" / "confusion_matrix.csv").open() as file:
+            _, *rows = csv.reader(file)
+        counts = np.array([row[1:] for row in rows], int)
+        assert np.trace(counts) / counts.sum() == pytest.approx(run.data.metrics["val_accuracy"])
+        assert "mlops.figures_failed" not in run.data.tags
+    assert not plots_of(client, parent.info.run_id)
 
 
 def test_a_sweep_in_which_nothing_keeps_what_is_required_has_no_candidate(

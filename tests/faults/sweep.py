@@ -126,6 +126,7 @@ def drive(script: Script, home: Path, warm: str | None) -> None:
         pruner="none",
         experiment=script.name,
         workers=N_WORKERS,
+        plots="none",
     )
     settings = Settings.from_env({"MLOPS_HOME": str(home), "MLFLOW_TRACKING_URI": script.url})
     tape = Tape(script.tapes / "0-driver.tape")

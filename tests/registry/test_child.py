@@ -12,7 +12,7 @@ import psutil
 import pytest
 
 from mlops.errors import MlopsError
-from registry.child import NO_NETWORK, run_child, without_secrets
+from registry.child import NO_NETWORK, follow_child, run_child, without_secrets
 from tests import child_works
 
 
@@ -154,3 +154,34 @@ def wait_for_children(process: psutil.Process) -> list[psutil.Process]:
             return found
         time.sleep(0.05)
     return []
+
+
+def test_the_lines_of_a_child_that_is_followed_come_while_it_goes_on() -> None:
+    lines = follow_child(child_works.answer_and_hang, 600, {})
+    left_behind = next(lines)
+    began = time.monotonic()
+    lines.close()
+    assert time.monotonic() - began < 60
+    # What it started is ended with it.
+    assert not psutil.pid_exists(left_behind) or (
+        psutil.Process(left_behind).status() == psutil.STATUS_ZOMBIE
+    )
+
+
+def test_a_child_that_is_followed_gets_its_environment_and_no_credentials(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", "secret")
+    request, names = follow_child(child_works.echo, [1], {"KERAS_BACKEND": "jax"})
+    assert request == [1]
+    assert "KERAS_BACKEND" in names
+    assert "MLFLOW_TRACKING_PASSWORD" not in names
+
+
+def test_a_child_that_dies_while_it_is_followed_is_an_error_with_its_last_words() -> None:
+    lines = follow_child(child_works.answer_and_die, signal.SIGKILL, {})
+    assert next(lines) == "first"
+    with pytest.raises(MlopsError, match=r"killed by signal 9 .*: what it said last"):
+        next(lines)
+    with pytest.raises(MlopsError, match="no such module"):
+        list(follow_child(child_works.never_begin, None, {}))

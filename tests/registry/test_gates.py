@@ -23,6 +23,7 @@ from registry.policy import (
     OwnGate,
     Policy,
     Quality,
+    Reproduction,
     Rule,
 )
 
@@ -97,7 +98,7 @@ def test_a_champion_and_every_limit_bring_the_other_gates_in_their_order() -> No
         quality=Quality(floor=0.5),
         latency=Latency(p95_ms=50.0),
         memory=Memory(memory_bytes=2**30),
-        reproduced=Rule(),
+        reproduced=Reproduction("refuse"),
     )
     serving = Serving(200, 4.0, 7.25, 600 << 20)
     found = evidence(
@@ -318,7 +319,9 @@ def test_a_champion_that_does_not_answer_is_no_bar() -> None:
 
 def test_what_the_policy_asks_for_and_nobody_measured_is_not_met() -> None:
     policy = Policy(
-        latency=Latency(p95_ms=50.0), memory=Memory(memory_bytes=2**30), reproduced=Rule("refuse")
+        latency=Latency(p95_ms=50.0),
+        memory=Memory(memory_bytes=2**30),
+        reproduced=Reproduction("refuse"),
     )
     decision = decide(evidence(classifier(0.9)), policy)
     failed = [one.name for one in decision.gates if one.verdict == "fail"]

@@ -399,6 +399,20 @@ def test_the_shadow_is_offered_what_the_champion_answered() -> None:
     assert offer.answer.tolist() == [[0.9, 0.1]] or np.allclose(offer.answer, [[0.9, 0.1]])
 
 
+def test_the_watcher_is_offered_what_anybody_answered_and_nothing_else() -> None:
+    offers: list[tuple[Any, int]] = []
+
+    def watch(rows: Any, n: int) -> None:
+        offers.append((rows, n))
+
+    for champion in (answers(0.9), fails):
+        for share in (0.0, 1.0):
+            watched = Answering(loaded(champion), loaded(answers(0.1), 8), share, None, watch)
+            answer(BODY, JSON, watched)
+            answer(b'{"inputs": [', JSON, watched)
+    assert offers == [([[1.0]], 1)] * 3
+
+
 def test_a_swap_under_load_gives_each_request_one_model_whole() -> None:
     current = [Answering(loaded(answers(0.7), 7))]
     wrong: list[Any] = []

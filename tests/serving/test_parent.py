@@ -7,7 +7,7 @@ import shutil
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,9 @@ from typing import Any
 import pytest
 
 from mlops.errors import MlopsError
-from registry.serving.follower import Accepted, News
+from registry.reference import write_reference
+from registry.serving.drifting import Drifting
+from registry.serving.follower import Accepted, News, Unset
 from registry.serving.metrics import Board
 from registry.serving.parent import FIRST_DEATHS, Parent
 from registry.serving.rollout import Rollout
@@ -149,7 +151,9 @@ def world(tmp_path: Path) -> World:
     return make_world(tmp_path)
 
 
-def make_world(tmp_path: Path, share: float = 0.0, shadow: bool = False) -> World:
+def make_world(
+    tmp_path: Path, share: float = 0.0, shadow: bool = False, watches: str = ""
+) -> World:
     folder = StateFolder(tmp_path / "state")
     folder.create()
     folder.clean()
@@ -157,6 +161,9 @@ def make_world(tmp_path: Path, share: float = 0.0, shadow: bool = False) -> Worl
     following, workers, board = Following(), Workers(folder), Board(folder.metrics)
     start: Any = workers.start
     follower: Any = following
+    drifting = None
+    if watches:
+        drifting = Drifting(folder, board.add_drift(), watches=watches, window_rows=100)
     parent = Parent(
         folder,
         follower,
@@ -168,6 +175,7 @@ def make_world(tmp_path: Path, share: float = 0.0, shadow: bool = False) -> Worl
         interval_s=0.05,
         shadow=shadow,
         share=share,
+        drifting=drifting,
     )
     return World(folder, following, workers, board, parent)
 
@@ -275,6 +283,47 @@ def test_one_release_in_both_roles_is_said_once_and_not_compared(
     assert pages[-1] == "nothing is compared: version 7 is champion and challenger."
     desired = world.folder.read_desired()
     assert (desired.challenger, desired.shadow) == (None, False)
+
+
+def watcher(tmp_path: Path, version: int, takes: str) -> Accepted:
+    folder = tmp_path / f"{version}-vae"
+    folder.mkdir()
+    write_reference(folder, range(1, 200))
+    one = replace(accepted(version, "watcher"), name="m-vae", folder=folder)
+    return replace(one, task="vae", takes=takes)
+
+
+def test_a_watcher_is_followed_refused_and_tried_again_with_another_champion(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    world = make_world(tmp_path, watches="m-vae@champion")
+    steps: list[tuple[News | None, str]] = [
+        (watcher(tmp_path, 1, ""), ". m-vae version 1 watches for drift (loaded in 0.5 s)."),
+        (
+            watcher(tmp_path, 2, "others"),
+            ". REFUSED as watcher: version 2 of m-vae takes other rows than m version 7: kind, "
+            "shape, dtype and columns must be the same. Version 1 goes on.",
+        ),
+        (
+            replace(accepted(8), takes="others"),
+            ". the watcher takes other rows than what answers: nothing is watched.",
+        ),
+        (None, ". m-vae version 2 watches for drift (loaded in 0.5 s)."),
+        (Unset("watcher"), ". there is no watcher: nothing is watched for drift."),
+    ]
+    wanted, said, given = [line for _, line in steps], list[str](), [0]
+
+    def all_said() -> bool:
+        said.extend(line for line in lines(capsys) if line in wanted)
+        if given[0] == len(said) < len(steps):
+            news = steps[given[0]][0]
+            world.following.news = [] if news is None else [news]
+            given[0] += 1
+        return len(said) == len(steps)
+
+    assert world.run_until(all_said, []) == 0
+    assert said == wanted
+    assert 'podium_model_version{role="watcher"}' not in world.board.text().decode()
 
 
 def test_a_server_that_died_and_answers_again_is_told_of(

@@ -149,8 +149,42 @@ def test_a_challenger_that_is_withdrawn_is_dropped(folder: StateFolder, rollout:
     rollout.propose(accepted(8, "challenger"))
     rollout.step([worker(1, "7.1")], never)
     rollout.step([worker(1, "7.1", "8.2")], never)
-    rollout.withdraw_challenger()
+    rollout.withdraw("challenger")
     assert wants(folder) == ([7], 7, None)
+
+
+def test_a_watcher_is_loaded_beside_and_pauses_where_it_takes_other_rows(
+    folder: StateFolder, rollout: Rollout
+) -> None:
+    rollout.propose(accepted(2, "watcher"))
+    rollout.step([worker(1, "7.1")], never)
+    rollout.step([worker(1, "7.1", "2.2")], never)
+    assert (wants(folder), folder.read_desired().watcher) == (([2, 7], 7, None), "2.2")
+    rollout.propose(replace(accepted(8), takes="others"))
+    rollout.step([worker(1, "7.1", "2.2")], never)
+    rollout.step([worker(1, "7.1", "2.2", "8.3")], never)
+    assert (wants(folder), folder.read_desired().watcher) == (([2, 8], 8, None), None)
+    assert (rollout.watcher_pauses, rollout.present("watcher")) == (True, None)
+    rollout.propose(replace(accepted(3, "watcher"), takes="others"))
+    rollout.step([worker(1, "2.2", "8.3")], never)
+    rollout.step([worker(1, "2.2", "8.3", "3.4")], never)
+    assert (wants(folder), folder.read_desired().watcher) == (([3, 8], 8, None), "3.4")
+    rollout.withdraw("watcher")
+    assert (wants(folder), folder.read_desired().watcher) == (([8], 8, None), None)
+    assert not rollout.watcher_pauses
+
+
+def test_a_watcher_that_cannot_be_loaded_leaves_the_old_one(
+    folder: StateFolder, rollout: Rollout
+) -> None:
+    rollout.propose(accepted(2, "watcher"))
+    rollout.step([worker(1, "7.1")], never)
+    rollout.step([worker(1, "7.1", "2.2")], never)
+    rollout.propose(accepted(3, "watcher"))
+    rollout.step([worker(1, "7.1", "2.2")], never)
+    bad = worker(1, "7.1", "2.2", refused={"3.3": "it answers otherwise"})
+    assert rollout.step([bad], never) == [NotLoaded(accepted(3, "watcher"), "it answers otherwise")]
+    assert (wants(folder), folder.read_desired().watcher) == (([2, 7], 7, None), "2.2")
 
 
 def test_what_answers_already_is_not_loaded_again(folder: StateFolder, rollout: Rollout) -> None:
@@ -250,7 +284,7 @@ def test_a_challenger_that_is_withdrawn_on_a_full_disk_is_dropped_later(
     rollout.step([worker(1, "7.1")], never)
     rollout.step([worker(1, "7.1", "8.2")], never)
     with full_disk(folder):
-        rollout.withdraw_challenger()
+        rollout.withdraw("challenger")
     assert rollout.is_busy
     rollout.step([worker(1, "7.1", "8.2")], never)
     assert wants(folder) == ([7], 7, None)

@@ -14,6 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 
@@ -21,24 +22,31 @@ from registry.alias import Registry, open_registry
 from registry.golden import Golden
 from registry.probe import Answered
 from registry.promote import promote
+from registry.reference import REFERENCE
 from registry.replayed import read_replay
 from registry.replicas import Asked, find_addresses
 from registry.rollback import rollback
 from registry.status import look
 from tests.registry.sides import NAME, Sides, probe_sides
+from tests.registry.vaes import VAE_NAME, probe_vaes, register_vae
 from tests.serving.bodies import BODIES
 from tests.serving.conftest import promote_next
 from tests.serving.served import ROW, Clients, Served, group_is_gone, start
 
 GOOD = {"inputs": [[1.0, 0.5]]}
 MARK = 71234567.25
+WINDOW = 50
 
 
 @pytest.fixture(scope="module")
-def served(registry: Registry, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+def served(
+    registry: Registry, sides: Sides, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Served]:
     log = tmp_path_factory.mktemp("log") / "serve.log"
+    promote_vae(registry, sides, log.parent / "vae")
     options = ("--workers", "2", "--interval-s", "0.3", "--shadow", "--challenger", "30%")
     options += ("--max-rows", "100")
+    options += ("--watch", "auto", "--watch-window", str(WINDOW), "--watch-rows-s", "1000")
     secret = {"MLFLOW_TRACKING_PASSWORD": "swordfish"}
     with start(registry.settings.home, log, *options, env=secret) as found:
         yield found
@@ -168,6 +176,13 @@ def test_whatever_json_holds_it_is_answered_or_refused(
         "podium_server_restarts_total",
         "podium_challenger_fallbacks_total",
         "podium_shadow_seconds_bucket",
+        "podium_drift_psi",
+        "podium_drift_ks_p",
+        "podium_drift_windows_total",
+        "podium_drift_shifted_windows_total",
+        "podium_drift_rows_total",
+        "podium_drift_dropped_total",
+        "podium_drifted",
     ],
 )
 def test_each_metric_is_there_but_once(served: Served, name: str) -> None:
@@ -295,6 +310,63 @@ def test_a_challenger_answers_its_share_and_scores_the_rest_in_the_shadow(
         served.get("/shadow")
     with nothing.value as error:
         assert b"no release holds the alias challenger" in error.read()
+
+
+def promote_vae(registry: Registry, sides: Sides, place: Path) -> None:
+    version = register_vae(sides.client, sides.dataset, place)
+    done = promote(replace(registry, probe=probe_vaes), VAE_NAME, version=version)
+    assert done.decision == "promoted", done
+
+
+def drift(served: Served) -> dict[str, Any]:
+    try:
+        found: dict[str, Any] = json.loads(served.get("/drift"))
+        return found
+    except urllib.error.HTTPError as nothing:
+        with nothing as error:
+            return {"windows": 0, "why": error.read().decode()}
+
+
+def send_rows(served: Served, n_windows: int, shift: float, seed: int) -> dict[str, Any]:
+    """Sends rows as those of the dataset, moved by `shift`; returns the page when all are seen."""
+    wanted = drift(served)["windows"] + n_windows
+    random = np.random.default_rng(seed)
+    for rows in random.normal(size=(2 * n_windows, WINDOW // 2, 2)) + shift:
+        assert served.post({"inputs": rows.tolist()})[0] == 200
+    served.await_that(lambda: drift(served)["windows"] >= wanted)
+    return drift(served)
+
+
+def test_the_same_rows_are_not_flagged_and_others_are_until_they_end(
+    served: Served, registry: Registry, sides: Sides, tmp_path: Path
+) -> None:
+    registry.catalog._client.delete_registered_model_alias(VAE_NAME, "champion")
+    served.await_that(lambda: "no release holds" in drift(served).get("why", ""))
+    promote_vae(registry, sides, tmp_path / "second")  # what was sent before counts no more
+    anew = f"no window is full yet: {VAE_NAME} version 2 has scored 0 of {WINDOW} rows"
+    served.await_that(lambda: drift(served).get("why", "").startswith(anew))
+    assert served.metric('podium_model_version{role="watcher"}') == 2
+    before = served.metric("podium_drift_shifted_windows_total")
+
+    found = send_rows(served, 5, shift=0.0, seed=1)
+    assert (found["watcher"], found["watcher_version"], found["drifted"]) == (VAE_NAME, 2, False)
+    assert (found["window_rows"], found["n_rows"], found["n_dropped"]) == (WINDOW, 5 * WINDOW, 0)
+    assert (found["alpha"], found["drifted_since"]) == (0.001, None)
+    assert found["ks_p"] > found["alpha"]
+    assert served.metric("podium_drift_shifted_windows_total") == before
+
+    found = send_rows(served, 3, shift=2.0, seed=2)
+    assert (found["drifted"], found["ks_p"] < 0.001, found["psi"] > 0.2) == (True, True, True)
+    assert found["drifted_since"].endswith("+00:00")
+    assert served.metric("podium_drifted") == 1
+    assert served.metric("podium_drift_shifted_windows_total") == before + 3
+    assert "DRIFT: the rows that are answered are not like" in served.log.read_text()
+
+    assert not send_rows(served, 4, shift=0.0, seed=3)["drifted"]
+    assert "has ended" in served.log.read_text()
+    for copy in served.folder.releases.glob("[0-9]*"):
+        name = json.loads((copy / "release.json").read_text())["name"]
+        assert (copy / REFERENCE).exists() == (name == VAE_NAME)
 
 
 def test_told_to_end_it_answers_what_it_has_and_nothing_is_left(

@@ -103,6 +103,28 @@ def test_a_model_that_is_dropped_is_freed_when_its_last_request_ended(
     assert model() is None
 
 
+def test_a_watcher_is_given_what_was_answered_until_it_is_withdrawn(folder: StateFolder) -> None:
+    offers: list[tuple[Any, ...]] = []
+    both = {"7": Wanted(7, "seven", ""), "2": Wanted(2, "/r/2-aa", "")}
+    folder.write_desired(Desired({"7": both["7"]}, champion="7"))
+    worker = Worker(folder, load, meter, pid=PID, watch=lambda *one: offers.append(one))
+    worker.start()
+    assert worker.answering.watch is None
+    folder.write_desired(Desired(both, champion="7"))
+    worker.look()
+    assert worker.answering.watch is None
+    folder.write_desired(Desired(both, champion="7", watcher="2"))
+    worker.look()
+    assert worker.answering.watch is not None
+    worker.answering.watch([[1.0]], 1)
+    ((rows, n, under, predict),) = offers
+    assert (rows, n, under, predict(rows)) == ([[1.0]], 1, "2-aa", "/r/2-aa")
+    folder.write_desired(Desired({"7": both["7"]}, champion="7"))
+    worker.look()
+    assert worker.answering.watch is None
+    assert set(folder.read_reports()[PID].loaded) == {"7"}
+
+
 def test_a_challenger_answers_its_share_and_goes_when_it_is_withdrawn(
     folder: StateFolder, worker: Worker
 ) -> None:
