@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import ast
 import importlib
-import importlib.util
 import json
 import re
 import tomllib
@@ -30,7 +29,7 @@ from tests.docs.pages import (
     inline_commands_of,
     programs_of,
 )
-from tests.docs.readers import COMING, WrongError, options_of, read
+from tests.docs.readers import WrongError, options_of, read
 
 
 def named(pages: list[Path]) -> list[Any]:
@@ -57,11 +56,6 @@ def test_each_block_says_what_it_is(page: Path) -> None:
         if block.language not in LANGUAGES
     ]
     assert not wrong, f"expected ```sh, console, text, python, toml or json: {wrong}"
-
-
-def test_a_program_that_pages_tell_of_is_here_or_named_as_coming() -> None:
-    here = {module for module in COMING if importlib.util.find_spec(module)}
-    assert not here, f"take {here} out of COMING: they are here"
 
 
 @pytest.mark.parametrize(
