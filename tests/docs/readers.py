@@ -92,6 +92,8 @@ def read_podium(args: list[str], command: Command) -> None:
 def read_options(module: str, args: list[str]) -> None:
     """Has a program's own options read the arguments."""
     args = [PLACEHOLDERS.get(word, word) for word in args]
+    if args[-1:] == ["--watch"] and module == "registry.status":
+        args.append("5")  # which may be left out there
     options = parts_of(module)
     part = args.pop(0) if module == "mlops.init" else ""
     if module == "registry.status":
