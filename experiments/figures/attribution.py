@@ -134,20 +134,15 @@ def explain_classes(subject: Subject, clock: Callable[[], float]) -> list[ClassM
     parts = parts_of(data)
     forward = compile_forward(subject.network, data.shape, data.dtype, len(parts))
     path = PathGradients(subject.network)
-    start = baselines_of(data, rows)
     found: dict[int, list[tuple[int, Floats, Floats]]] = {index: [] for index in queues}
     began = None
     for index, row in _in_turns(queues):
         if began is not None and _is_over(clock() - began, found, queues):
             break
-        slopes, _ = path.along(rows[row].astype(np.float32), start[row], index, N_STEPS)
-        drops = occlusion(
-            lambda asked: forward(asked)[0],
-            rows[row][None],
-            start[row][None],
-            parts,
-            [index],
-        )
+        one = rows[row : row + 1]
+        start = baselines_of(data, one)
+        slopes, _ = path.along(one[0].astype(np.float32), start[0], index, N_STEPS)
+        drops = occlusion(lambda asked: forward(asked)[0], one, start, parts, [index])
         found[index].append((row, *_as_drawn(data.kind, slopes, drops[0], parts)))
         began = clock() if began is None else began
     least = 1 if subject.may_show_rows else FEWEST

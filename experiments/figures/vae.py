@@ -28,6 +28,8 @@ from mlops.scoring import gaussian_kl, reconstruction_error
 
 N_SHOWN: Final = 12
 """Rows that are shown beside their reconstructions: from the best rebuilt to the worst."""
+MOST_ROWS: Final = 2000
+"""Rows that reconstruction errors are a mean over, at most, so that memory stays bounded."""
 MOST_BARS: Final = 30
 """Most features that are drawn; all are in the CSV."""
 QUANTILES: Final = (0.0, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99, 1.0)
@@ -41,12 +43,12 @@ def draw_reconstructions(subject: Subject, folder: Path) -> None:
     Of images reconstruction_error.png, the mean error by pixel, and where rows may be shown
     reconstructions.png: rows above what was rebuilt. Of tables and sequences
     reconstruction_error.csv and .png, by feature, of sequences by step in the picture too. Errors
-    are in nats a number, `-log p(x|z)` at the posterior's mean.
+    are in nats a number, `-log p(x|z)` at the posterior's mean, over the first `MOST_ROWS` rows.
     """
     if subject.task != "vae":
         return
     assert subject.likelihood is not None
-    x, output = subject.outputs[:2]
+    x, output = (values[:MOST_ROWS] for values in subject.outputs[:2])
     numbers = reconstruction_error(x.reshape(-1), output.reshape(-1), subject.likelihood)
     nats = numbers.reshape(x.shape)
     if subject.data.kind == "image":
@@ -89,7 +91,9 @@ def _scores(subject: Subject) -> dict[str, Floats]:
     """Returns each finite row's anomaly score and its two terms, (n,) in nats, by name."""
     assert subject.likelihood is not None
     x, output, z_mean, z_log_var = subject.outputs
-    error = reconstruction_error(x, output, subject.likelihood)
+    chunks = [slice(start, start + MOST_ROWS) for start in range(0, len(x), MOST_ROWS)]
+    errors = [reconstruction_error(x[i], output[i], subject.likelihood) for i in chunks]
+    error = np.concatenate(errors)
     kl = gaussian_kl(z_mean, z_log_var)
     is_finite = np.isfinite(error + kl)
     terms = {"anomaly_score": error + kl, "reconstruction_error": error, "kl": kl}
