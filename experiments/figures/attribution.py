@@ -23,13 +23,15 @@ import numpy.typing as npt
 from experiments.figures import Subject
 from experiments.figures.panels import (
     as_pictures,
-    bare,
+    beside,
     column_names,
     explain_marks,
+    gap_of,
+    mosaic,
     new_figure,
     save,
-    show_maps,
     show_picture,
+    show_strip,
     write_csv,
 )
 from mlops.attribution import (
@@ -211,35 +213,33 @@ _KINDS: Final = (
 
 
 def _draw_images(subject: Subject, maps: list[ClassMap], path: Path) -> None:
-    """A line of maps a kind, a column a class; channels are summed, of a drop it is their mean."""
-    figure = new_figure(1.6 + 1.05 * len(maps), 4.2, _title(subject, maps))
-    panels = figure.subplots(len(_KINDS), len(maps), squeeze=False)
-    for line, (name, label, signed) in zip(panels, _KINDS, strict=True):
+    """A strip of maps a kind; channels are summed, of a drop it is their mean."""
+    figure = new_figure(1.4 + 1.1 * len(maps), 4.2, _title(subject, maps))
+    for axes, (name, label, signed) in zip(figure.subplots(len(_KINDS)), _KINDS, strict=True):
         over = np.mean if name == "drop" else np.sum
-        show_maps(line, [over(getattr(one, name), axis=-1) for one in maps], signed, "probability")
-        line[0].set_ylabel(label, fontsize="x-small")
-    for axes, one in zip(panels[0], maps, strict=True):
-        axes.set_title(subject.class_names[one.index][:12], fontsize="small")
-    for axes in panels.flat:
-        bare(axes)
+        each = [over(getattr(one, name), axis=-1) for one in maps]
+        show_strip(axes, each, _names(subject, maps), signed, "probability")
         axes.set_aspect("equal")
+        axes.set_ylabel(label, fontsize="x-small")
     save(figure, path)
 
 
+def _names(subject: Subject, maps: list[ClassMap]) -> list[str]:
+    return [subject.class_names[one.index][:14] for one in maps]
+
+
 def _draw_rows(subject: Subject, maps: list[ClassMap], path: Path) -> None:
-    """The first explained row of each class, and its integrated gradients beside it."""
-    figure = new_figure(1.6 + 1.05 * len(maps), 2.9, "One validation row of each class")
-    panels = figure.subplots(2, len(maps), squeeze=False)
+    """The first explained row of each class, and its integrated gradients below it."""
+    figure = new_figure(1.4 + 1.1 * len(maps), 3.0, "One validation row of each class")
+    above, below = figure.subplots(2, sharex=True)
+    slopes = [one.first.sum(axis=-1) for one in maps]
     rows = np.array([one.rows[0] for one in maps])
     pictures = as_pictures(scale_rows(subject.rows[rows], subject.data))
-    for axes, picture, one in zip(panels[0], pictures, maps, strict=True):
-        show_picture(axes, picture)
-        axes.set_title(subject.class_names[one.index][:12], fontsize="small")
-    show_maps(panels[1], [one.first.sum(axis=-1) for one in maps], True, "probability")
-    for axes in panels[1]:
-        bare(axes)
-        axes.set_aspect("equal")
-    panels[1][0].set_ylabel("integrated\ngradients", fontsize="x-small")
+    show_picture(above, mosaic(pictures, len(maps), gap_of(slopes)))
+    show_strip(below, slopes, _names(subject, maps), True, "probability")
+    above.tick_params(length=0)
+    below.set_aspect("equal")
+    below.set_ylabel("integrated\ngradients", fontsize="x-small")
     save(figure, path)
 
 
@@ -269,26 +269,26 @@ def _draw_table(subject: Subject, maps: list[ClassMap], path: Path) -> None:
 
 
 def _draw_sequences(subject: Subject, maps: list[ClassMap], path: Path) -> None:
-    """Over time: the sum over features by step, and below it step by feature; a column a class."""
-    from matplotlib.ticker import MaxNLocator
-
+    """Over time, class beside class: sums over features by step; below it step by feature."""
     own = _own_features(subject)
     figure = new_figure(1.8 + 2.0 * len(maps), 4.8, _title(subject, maps))
-    panels = figure.subplots(2, len(maps), squeeze=False, sharex=True, sharey="row")
-    for axes, one in zip(panels[0], maps, strict=True):
-        steps = np.arange(len(one.drop))
-        lines = (one.absolute[:, :own].sum(axis=1), one.signed[:, :own].sum(axis=1), one.drop)
-        for values, (_, label, _) in zip(lines, _KINDS, strict=True):
-            axes.plot(steps, values, label=label.replace("\n", " "))
-        axes.axhline(0.0, color="0.3", linewidth=0.6)
-        axes.set_title(subject.class_names[one.index][:20], fontsize="small")
-    panels[0][0].set_ylabel("probability", fontsize="small")
-    show_maps(panels[1], [one.signed[:, :own].T for one in maps], True, "probability")
-    panels[1][0].set_ylabel("feature", fontsize="small")
-    for axes in panels[1]:
-        axes.set_xlabel("step", fontsize="small")
-        axes.yaxis.set_major_locator(MaxNLocator(6, integer=True))
-    explain_marks(figure, panels[0, 0])
+    above, below = figure.subplots(2, sharex=True)
+    heat = [one.signed[:, :own].T for one in maps]
+    show_strip(below, heat, _names(subject, maps), True, "probability")
+    lines = (
+        [one.absolute[:, :own].sum(axis=1) for one in maps],
+        [one.signed[:, :own].sum(axis=1) for one in maps],
+        [one.drop for one in maps],
+    )
+    for each, (_, label, _) in zip(lines, _KINDS, strict=True):
+        above.plot(beside([values[None] for values in each])[0], label=label.replace("\n", " "))
+    above.axhline(0.0, color="0.3", linewidth=0.6)
+    above.set_ylabel("probability", fontsize="small")
+    below.set_ylabel("feature", fontsize="small")
+    ticks = range(0, own, 1 + own // 8)
+    below.set_yticks(ticks, list(map(str, ticks)), fontsize="x-small")
+    below.set_xlabel(f"steps 0 to {len(maps[0].drop) - 1} of each class", fontsize="small")
+    explain_marks(figure, above)
     save(figure, path)
 
 

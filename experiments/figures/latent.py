@@ -22,8 +22,8 @@ from experiments.figures.panels import (
     mosaic,
     new_figure,
     save,
-    show_maps,
     show_picture,
+    show_strip,
     write_csv,
 )
 from experiments.figures.vae import as_means
@@ -41,7 +41,7 @@ MOST_FEATURES: Final = 20
 """Most features of a table that are drawn."""
 MOST_WALKED_FEATURES: Final = 4
 """Most features of a sequence that a walk shows."""
-_ENDS: Final = [0, len(WALK) // 2, len(WALK) - 1]  # where a walk's axis has numbers
+_FROM_TO: Final = f"{WALK[0]:g} to {WALK[-1]:g}"
 
 Floats = npt.NDArray[Any]
 Decode = Callable[[Floats], Floats]
@@ -263,15 +263,12 @@ def _draw_columns(subject: Subject, samples: Floats, path: Path) -> None:
 def _draw_column_walk(subject: Subject, values: Floats, names: list[str], path: Path) -> None:
     """A map a dimension: what each feature is where the dimension is walked to."""
     features = feature_names(subject.data)[:MOST_FEATURES]
-    size = (2.4 + 1.4 * len(names), 1.3 + 0.22 * len(features))
+    size = (2.4 + 1.2 * len(names), 1.3 + 0.22 * len(features))
     figure = new_figure(*size, "One latent dimension at a time")
-    panels = figure.subplots(1, len(names), squeeze=False, sharey=True)[0]
-    show_maps(panels, [one[:, : len(features)].T for one in values], True, "standardised")
-    for axes, name in zip(panels, names, strict=True):
-        axes.set_title(name, fontsize="small")
-        axes.set_xticks(_ENDS, [f"{WALK[i]:g}" for i in _ENDS], fontsize="x-small")
-    panels[0].set_yticks(np.arange(len(features)), [f[:24] for f in features], fontsize="x-small")
-    figure.supxlabel("standard deviations of the prior", fontsize="small")
+    axes = figure.subplots()
+    show_strip(axes, [one[:, : len(features)].T for one in values], names, True, "standardised")
+    axes.set_yticks(np.arange(len(features)), [f[:24] for f in features], fontsize="x-small")
+    axes.set_xlabel(f"each from {_FROM_TO} standard deviations of the prior", fontsize="small")
     save(figure, path)
 
 
@@ -280,17 +277,15 @@ def _draw_line_walk(subject: Subject, values: Floats, names: list[str], path: Pa
     moves = np.ptp(values, axis=1).max(axis=(0, 1))
     chosen = np.sort(np.argsort(-moves, kind="stable")[:MOST_WALKED_FEATURES])
     features = feature_names(subject.data)
-    size = (2.2 + 1.4 * len(names), 1.0 + 1.2 * len(chosen))
+    size = (2.4 + 1.4 * len(names), 1.0 + 1.3 * len(chosen))
     figure = new_figure(*size, "One latent dimension at a time")
-    panels = figure.subplots(len(chosen), len(names), squeeze=False, sharex=True, sharey=True)
-    for line, feature in zip(panels, chosen, strict=True):
-        show_maps(line, [one[:, :, feature] for one in values], True, "standardised")
-        line[0].set_ylabel(features[feature][:16], fontsize="x-small")
-        line[0].set_yticks(_ENDS, [f"{WALK[i]:g}" for i in _ENDS], fontsize="x-small")
-    for axes, name in zip(panels[0], names, strict=True):
-        axes.set_title(name, fontsize="small")
-    for axes in panels[-1]:
-        axes.tick_params(labelsize="x-small")
-    figure.supxlabel("step", fontsize="small")
-    figure.supylabel("standard deviations of the prior", fontsize="small")
+    panels = figure.subplots(len(chosen), squeeze=False)[:, 0]
+    for axes, feature in zip(panels, chosen, strict=True):
+        show_strip(axes, [one[:, :, feature] for one in values], names, True, "standardised")
+        axes.set_ylabel(features[feature][:16], fontsize="x-small")
+    panels[-1].set_xlabel(
+        f"steps 0 to {values.shape[2] - 1}; from top to bottom {_FROM_TO} standard deviations of "
+        "the prior",
+        fontsize="small",
+    )
     save(figure, path)

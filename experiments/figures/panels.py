@@ -67,20 +67,45 @@ def bare(axes: Any) -> None:
     axes.set_yticks([])
 
 
-def show_maps(panels: Sequence[Any], maps: Sequence[Floats], signed: bool, unit: str) -> None:
-    """Shows maps (height, width) on one scale, which stands beside the last.
+def show_strip(
+    axes: Any, maps: Sequence[Floats], names: Sequence[str], signed: bool, unit: str
+) -> None:
+    """Shows maps (height, width) side by side on one scale, which stands beside them.
+
+    One picture, as an axis for each would take a second for thirty of them.
 
     Args:
+        names: One a map; they stand below.
         signed: Whether below 0 is another colour, and 0 white; else 0 is black.
         unit: What the scale counts.
     """
     most = max((float(np.abs(one).max()) for one in maps), default=0.0) or 1.0
     colours = {"cmap": "RdBu_r", "vmin": -most} if signed else {"cmap": "magma", "vmin": 0.0}
-    for axes, one in zip(panels, maps, strict=True):
-        shown = axes.imshow(one, vmax=most, aspect="auto", interpolation="nearest", **colours)
-    bar = panels[0].figure.colorbar(shown, ax=list(panels), fraction=0.02, pad=0.01)
+    shown = axes.imshow(beside(maps), vmax=most, aspect="auto", interpolation="nearest", **colours)
+    axes.set_xticks(middles(maps), names, fontsize="small")
+    axes.set_yticks([])
+    axes.tick_params(axis="x", length=0)
+    bar = axes.figure.colorbar(shown, ax=axes, fraction=0.02, pad=0.01)
     bar.set_label(unit, fontsize="small")
     bar.ax.tick_params(labelsize="x-small")
+
+
+def beside(maps: Sequence[Floats]) -> Floats:
+    """Returns maps (height, width) as one, with a gap of NaN between them."""
+    gap = np.full((maps[0].shape[0], gap_of(maps)), np.nan)
+    return np.hstack([part for one in maps for part in (gap, one)][1:])
+
+
+def gap_of(maps: Sequence[Floats]) -> int:
+    """Returns how wide the gap between maps is."""
+    return 1 + int(maps[0].shape[1]) // 16
+
+
+def middles(maps: Sequence[Floats]) -> npt.NDArray[np.float64]:
+    """Returns where the middle of each map is."""
+    width = int(maps[0].shape[1])
+    firsts: npt.NDArray[np.int64] = np.arange(len(maps)) * (width + gap_of(maps))
+    return firsts + (width - 1) / 2
 
 
 def explain_marks(figure: Any, axes: Any) -> None:

@@ -15,13 +15,12 @@ import numpy.typing as npt
 from experiments.figures import Subject
 from experiments.figures.panels import (
     as_pictures,
-    bare,
     feature_names,
     mosaic,
     new_figure,
     save,
-    show_maps,
     show_picture,
+    show_strip,
     write_csv,
 )
 from mlops.scoring import gaussian_kl, reconstruction_error
@@ -120,8 +119,7 @@ def _draw_pairs(x: Floats, output: Floats, nats: Floats, likelihood: str, path: 
 def _draw_error_map(nats: Floats, path: Path) -> None:
     figure = new_figure(4.6, 3.8, f"Mean reconstruction error of {len(nats)} validation rows")
     axes = figure.subplots()
-    show_maps([axes], [nats.mean(axis=0).sum(axis=-1)], nats.min() < 0, "nats a pixel")
-    bare(axes)
+    show_strip(axes, [nats.mean(axis=0).sum(axis=-1)], [""], False, "nats a pixel")
     axes.set_aspect("equal")
     save(figure, path)
 
