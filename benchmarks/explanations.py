@@ -8,7 +8,7 @@ Four questions, asked of small networks that were trained on the digits:
   its layers get new initial weights, from the top layer down and at last all of them. A map that
   does not change says nothing of what was learned. Spearman's rank correlation, over the numbers of
   a row that differ from the baseline: at the others every attribution is 0. Beside it what two
-  networks say that learned the same from different seeds.
+  networks say that learned the same from different seeds. Then the same of the means of a class.
 - Randomised labels (section 4): the same for a network that learned labels that were shuffled.
 - Time: what the maps of all classes take that a sweep draws.
 """
@@ -208,17 +208,22 @@ def learned_layers(network: Any) -> list[str]:
 
 
 def correlations(asked: Asked, maps: Floats, others: Floats) -> npt.NDArray[np.float64]:
-    """Returns Spearman's rank correlation of two maps of each row, (n,).
+    """Returns the rank correlation of two maps of each row, where it differs from the baseline."""
+    return rank_correlations(maps, others, asked.rows != asked.baselines)
 
-    Over the numbers that differ from the baseline. A map that is the same everywhere correlates
-    with none: 0.
+
+def rank_correlations(
+    maps: Floats, others: Floats, inside: npt.NDArray[np.bool_]
+) -> npt.NDArray[np.float64]:
+    """Returns Spearman's rank correlation of each pair of maps, (n,), over the numbers inside.
+
+    A map that is the same everywhere correlates with none: 0.
     """
     from scipy.stats import rankdata
 
-    differs = asked.rows != asked.baselines
     found = np.zeros(len(maps))
-    for i, inside in enumerate(differs):
-        ranks = [rankdata(each[i][inside]) for each in (maps, others)]
+    for i, counted in enumerate(inside):
+        ranks = [rankdata(each[i][counted]) for each in (maps, others)]
         if all(np.ptp(each) > 0 for each in ranks):
             found[i] = np.corrcoef(*ranks)[0, 1]
     return found
@@ -244,6 +249,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     print_completeness(networks, options)
     networks.pop("vae")
     print_randomised(networks, options)
+    print_class_maps(networks, options)
     print_shuffled(networks, digits, options)
     print_time(networks)
 
@@ -324,6 +330,41 @@ def _compared(
 
 def _shown(values: npt.NDArray[np.float64]) -> str:
     return f"{values.mean():.2f} ± {values.std():.2f}"
+
+
+def print_class_maps(networks: dict[str, list[Asked]], options: Options) -> None:
+    """The means over rows that named one class, as a sweep draws them, over all numbers."""
+    import keras
+
+    _print_heading("The same of the mean map of each class, over all pixels", options)
+    lines = []
+    for name, each in networks.items():
+        maps = [gradients_of(asked)[0] for asked in each]
+        keras.utils.set_random_seed(100)
+        fresh = [gradients_of(asked, randomise(asked.network))[0] for asked in each]
+        seeds = [
+            gradients_of(a, b.network)[0] for a, b in zip(each, each[1:] + each[:1], strict=True)
+        ]
+        for change, others in (("another seed", seeds), ("new weights in all layers", fresh)):
+            found = [_by_class(*one) for one in zip(each, maps, others, strict=True)]
+            signed, absolute = (np.concatenate(kind) for kind in zip(*found, strict=True))
+            lines.append((name, change, signed.size, _shown(signed), _shown(absolute)))
+    head = ("network", "compared with", "n classes", "integrated gradients", "their absolute")
+    print_rows(head, lines)
+
+
+def _by_class(asked: Asked, maps: Floats, others: Floats) -> tuple[Any, Any]:
+    """Returns the correlations of the means of each class: of the maps, and of their absolutes."""
+    classes = np.unique(asked.targets)
+    found = []
+    for kind in (lambda values: values, np.abs):
+        means = [
+            np.stack([kind(each)[asked.targets == one].mean(axis=0) for one in classes])
+            for each in (maps, others)
+        ]
+        everywhere = np.ones(means[0].shape, bool)
+        found.append(rank_correlations(means[0], means[1], everywhere))
+    return found[0], found[1]
 
 
 def print_shuffled(networks: dict[str, list[Asked]], digits: Dataset, options: Options) -> None:

@@ -21,6 +21,7 @@ from benchmarks.explanations import (
     drops_of,
     gradients_of,
     learned_layers,
+    main,
     randomise,
     shuffled,
 )
@@ -112,3 +113,16 @@ def test_layers_get_new_weights_from_the_top_and_scaling_stays(
         ]
         assert same == [True] * (len(names) - n_layers) + [False] * n_layers
     assert other.get_layer("scale").get_config() == network.get_layer("scale").get_config()
+
+
+@pytest.mark.long
+def test_the_benchmark_prints_all_its_tables(capsys: pytest.CaptureFixture[str]) -> None:
+    options = ("--rows", "6", "--epochs", "1", "--shuffled-epochs", "2", "--seeds", "2")
+    main([*options, "--steps", "32", "40"])
+    told = capsys.readouterr().out
+    assert told.count("### ") == 5
+    assert told.count("| vae | nats | 32 | 12 |") == told.count("| rnn | probability | 40 |") == 1
+    assert "| cnn | another seed | 12 | " in told
+    assert "| cnn | new weights from logits up: 1 of 5 | 12 | " in told
+    assert told.count("| cnn, 32 x 32 x 3 | 10 | ") == 1
+    assert "largest error with 40 points: " in told

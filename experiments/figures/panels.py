@@ -101,11 +101,10 @@ def gap_of(maps: Sequence[Floats]) -> int:
     return 1 + int(maps[0].shape[1]) // 16
 
 
-def middles(maps: Sequence[Floats]) -> npt.NDArray[np.float64]:
+def middles(maps: Sequence[Floats]) -> Floats:
     """Returns where the middle of each map is."""
     width = int(maps[0].shape[1])
-    firsts: npt.NDArray[np.int64] = np.arange(len(maps)) * (width + gap_of(maps))
-    return firsts + (width - 1) / 2
+    return np.arange(len(maps)) * (width + gap_of(maps)) + (width - 1) / 2
 
 
 def explain_marks(figure: Any, axes: Any) -> None:

@@ -150,7 +150,7 @@ def test_two_dimensions_are_shown_as_they_are_and_more_by_their_components() -> 
     for i, (name, column) in enumerate(zip(names, (1, 3), strict=True)):
         share = points[:, i].var() / wide.var(axis=0).sum()
         assert name == f"component {i + 1}: {share:.0%} of the variance"
-        assert abs(np.corrcoef(points[:, i], wide[:, column])[0, 1]) > 0.99
+        assert abs(np.corrcoef(points[:, i], wide[:, column])[0, 1]) > 0.95
     assert project(np.ones((4, 3)))[1][0] == "component 1: 0% of the variance"
 
 
@@ -196,7 +196,7 @@ def test_a_decoder_is_found_among_loose_layers_and_one_that_needs_more_than_the_
     mean, log_var = network.outputs[2:]
     both = keras.layers.Dense(16)(keras.layers.Concatenate()([mean, log_var]))
     odd = keras.Model(
-        network.inputs,
+        network.input,
         [network.outputs[0], keras.layers.Reshape((4, 4, 1))(both), mean, log_var],
     )
     assert open_decoder(other_vae(odd)) is None
