@@ -47,7 +47,7 @@ lint: $(BIN)/.dev     ## Check style, types and the direction of imports.
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy && $(BIN)/lint-imports --no-cache
 
 bench: $(BIN)/.dev    ## Run the benchmarks and print their tables.
-	PATH="$(CURDIR)/$(BIN):$$PATH" sh -c 'for one in sweep threads tracking baselines promotion; do python -m benchmarks.$$one || exit 1; done'
+	PATH="$(CURDIR)/$(BIN):$$PATH" sh -c 'for one in sweep threads tracking baselines promotion explanations; do python -m benchmarks.$$one || exit 1; done'
 
 bench-serving: $(BIN)/.dev  ## Measure serving: servers side by side, alias moves and faults, ten minutes of load (needs wrk).
 	PATH="$(CURDIR)/$(BIN):$$PATH" sh -c 'for one in serving rollover soak; do python -m benchmarks.$$one || exit 1; done'

@@ -22,7 +22,7 @@ from mlops.mlflow_store import ensure_experiment, ensure_registered_model, open_
 from mlops.settings import Settings
 from registry.events import Actor
 from registry.ledger import Ledger, open_ledger
-from registry.status import with_seconds, main
+from registry.status import main, with_seconds
 from registry.watching import fit
 from tests.e2e.serving import free_port
 from tests.registry import test_replicas
