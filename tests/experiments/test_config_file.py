@@ -49,6 +49,8 @@ budget_gpu_hours = 12
 gpu_price = 2.5
 precision = "bfloat16"
 xla = "on"
+plots = "all"
+log_rows = true
 
 [space.cnn]
 filters = [16, 32]
@@ -137,6 +139,8 @@ def test_the_flag_may_be_written_with_an_equals_sign(full: Path) -> None:
         ("--population 8", "population", 8),
         ("--precision float32", "precision", "float32"),
         ("--xla off", "xla", "off"),
+        ("--plots none", "plots", "none"),
+        ("--no-log-rows", "log_rows", False),
         ("--population None", "population", None),
         ("--epochs 4", "epochs", 4),
         ("--sampler grid", "sampler", "grid"),
