@@ -21,6 +21,7 @@ from experiments.figures.panels import (
     feature_names,
     mosaic,
     new_figure,
+    plain,
     save,
     show_picture,
     show_strip,
@@ -203,7 +204,9 @@ def _scatter(
     for index, name in enumerate(names):
         inside = points[labels == index]
         colour = colours(index if len(names) <= 10 else index / (len(names) - 1))
-        axes.scatter(inside[:, 0], inside[:, 1], s=8, alpha=0.7, color=colour, label=name[:16])
+        axes.scatter(
+            inside[:, 0], inside[:, 1], s=8, alpha=0.7, color=colour, label=plain(name, 16)
+        )
     if len(names) <= MOST_FEATURES:
         axes.legend(fontsize="x-small", loc="center left", bbox_to_anchor=(1.0, 0.5))
 
@@ -237,7 +240,7 @@ def _draw_lines(subject: Subject, samples: Floats, path: Path) -> None:
         axes.plot(samples[:, :, i].T, color="tab:blue", alpha=0.25, linewidth=0.8)
         axes.plot(samples[:, :, i].mean(axis=0), color="tab:orange", label="their mean")
         axes.axhline(0.0, color="0.3", linewidth=0.6)
-        axes.set_ylabel(names[i], fontsize="small")
+        axes.set_ylabel(plain(names[i], 16), fontsize="small")
     panels[0].legend(fontsize="x-small")
     panels[-1].set_xlabel("step")
     figure.supylabel("standardised", fontsize="small")
@@ -254,7 +257,7 @@ def _draw_columns(subject: Subject, samples: Floats, path: Path) -> None:
     axes.axvline(0.0, color="0.5", linewidth=0.8)
     places = np.arange(len(names))[::-1]
     axes.boxplot(samples[:, : len(names)], positions=places, orientation="horizontal", widths=0.6)
-    axes.set_yticks(places, [name[:30] for name in names], fontsize="small")
+    axes.set_yticks(places, [plain(name, 30) for name in names], fontsize="small")
     axes.set_xlabel("standardised")
     figure.legend(loc="outside lower center", fontsize="small")
     save(figure, path)
@@ -267,7 +270,9 @@ def _draw_column_walk(subject: Subject, values: Floats, names: list[str], path: 
     figure = new_figure(*size, "One latent dimension at a time")
     axes = figure.subplots()
     show_strip(axes, [one[:, : len(features)].T for one in values], names, True, "standardised")
-    axes.set_yticks(np.arange(len(features)), [f[:24] for f in features], fontsize="x-small")
+    axes.set_yticks(
+        np.arange(len(features)), [plain(name, 24) for name in features], fontsize="x-small"
+    )
     axes.set_xlabel(f"each from {_FROM_TO} standard deviations of the prior", fontsize="small")
     save(figure, path)
 
@@ -282,7 +287,7 @@ def _draw_line_walk(subject: Subject, values: Floats, names: list[str], path: Pa
     panels = figure.subplots(len(chosen), squeeze=False)[:, 0]
     for axes, feature in zip(panels, chosen, strict=True):
         show_strip(axes, [one[:, :, feature] for one in values], names, True, "standardised")
-        axes.set_ylabel(features[feature][:16], fontsize="x-small")
+        axes.set_ylabel(plain(features[feature], 16), fontsize="x-small")
     panels[-1].set_xlabel(
         f"steps 0 to {values.shape[2] - 1}; from top to bottom {_FROM_TO} standard deviations of "
         "the prior",

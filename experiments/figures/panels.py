@@ -120,6 +120,11 @@ def write_csv(path: Path, head: Sequence[str], lines: Iterable[Sequence[object]]
         writer.writerows(lines)
 
 
+def plain(name: str, most: int) -> str:
+    """Returns a name of a user's, as matplotlib shows it as it is: $ begins a formula there."""
+    return name[:most].replace("$", r"\$")
+
+
 def feature_names(data: InputSpec) -> list[str]:
     """Returns a name for each number along a row's last axis: those of a table, or numbers."""
     named = [name for column in data.columns or () for name in column.features]

@@ -18,6 +18,7 @@ from experiments.figures.panels import (
     feature_names,
     mosaic,
     new_figure,
+    plain,
     save,
     show_picture,
     show_strip,
@@ -150,7 +151,7 @@ def _draw_features(nats: Floats, names: list[str], path: Path) -> None:
     figure = new_figure(6.0, 1.2 + 0.22 * len(order), title)
     axes = figure.subplots()
     axes.barh(np.arange(len(order)), means[order])
-    axes.set_yticks(np.arange(len(order)), [names[i][:30] for i in order], fontsize="small")
+    axes.set_yticks(np.arange(len(order)), [plain(names[i], 30) for i in order], fontsize="small")
     axes.set_xlabel("nats")
     axes.grid(axis="x", alpha=0.3)
     save(figure, path)
@@ -164,7 +165,7 @@ def _draw_steps(nats: Floats, names: list[str], path: Path) -> None:
     figure = new_figure(7.0, 3.8, title)
     axes = figure.subplots()
     for i in order:
-        axes.plot(by_step[:, i], label=names[i][:30])
+        axes.plot(by_step[:, i], label=plain(names[i], 30))
     axes.set_xlabel("step")
     axes.set_ylabel("nats a number")
     axes.grid(alpha=0.3)
