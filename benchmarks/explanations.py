@@ -401,7 +401,7 @@ def print_time(networks: dict[str, list[Asked]]) -> None:
 
 def _timed(network: Any, dataset: Dataset) -> tuple[int, int, int, float]:
     from experiments.figures import Subject
-    from experiments.figures.attribution import explain_classes
+    from experiments.figures.class_maps import explain_classes
 
     x, y = dataset.part("val")
     subject = Subject(network, "classifier", dataset.input, x, y, dataset.class_names, [])

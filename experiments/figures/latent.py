@@ -202,8 +202,9 @@ def _scatter(
     for index, name in enumerate(names):
         inside = points[labels == index]
         colour = colours(index if len(names) <= 10 else index / (len(names) - 1))
-        marks = {"color": colour, "label": label(name, 16)}
-        axes.scatter(inside[:, 0], inside[:, 1], s=8, alpha=0.7, **marks)
+        axes.scatter(
+            inside[:, 0], inside[:, 1], s=8, alpha=0.7, color=colour, label=label(name, 16)
+        )
     if len(names) <= MOST_FEATURES:
         axes.legend(fontsize="x-small", loc="center left", bbox_to_anchor=(1.0, 0.5))
 
@@ -237,7 +238,7 @@ def _draw_lines(subject: Subject, samples: Floats, path: Path) -> None:
         axes.plot(samples[:, :, i].T, color="tab:blue", alpha=0.25, linewidth=0.8)
         axes.plot(samples[:, :, i].mean(axis=0), color="tab:orange", label="their mean")
         axes.axhline(0.0, color="0.3", linewidth=0.6)
-        axes.set_ylabel(label(names[i]), fontsize="small")
+        axes.set_ylabel(label(names[i], 16), fontsize="small")
     panels[0].legend(fontsize="x-small")
     panels[-1].set_xlabel("step")
     figure.supylabel("standardised", fontsize="small")
@@ -267,7 +268,9 @@ def _draw_column_walk(subject: Subject, values: Floats, names: list[str], path: 
     figure = new_figure(*size, "One latent dimension at a time")
     axes = figure.subplots()
     show_strip(axes, [one[:, : len(features)].T for one in values], names, True, "standardised")
-    axes.set_yticks(np.arange(len(features)), [label(f, 24) for f in features], fontsize="x-small")
+    axes.set_yticks(
+        np.arange(len(features)), [label(name, 24) for name in features], fontsize="x-small"
+    )
     axes.set_xlabel(f"each from {_FROM_TO} standard deviations of the prior", fontsize="small")
     save(figure, path)
 

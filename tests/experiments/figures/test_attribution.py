@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from experiments.figures.attribution import (
+from experiments.figures.attribution import draw_attributions
+from experiments.figures.class_maps import (
     ENOUGH_S,
     FEWEST,
     MOST_ROWS,
     MOST_S,
-    draw_attributions,
     explain_classes,
 )
 from mlops.attribution import (
@@ -136,6 +137,17 @@ def test_time_that_runs_out_costs_all_classes_alike() -> None:
 def test_no_class_has_too_many_rows() -> None:
     subject = subject_of("unnamed", "dnn", 3 * MOST_ROWS + 9)
     assert [len(one.rows) for one in explain_classes(subject, ticking(0))] == [MOST_ROWS] * 3
+
+
+def test_a_row_without_a_finite_answer_is_left_out_and_odd_names_are_drawn(
+    tmp_path: Path,
+) -> None:
+    subject = subject_of("unnamed", "dnn")
+    subject.rows[4] = np.nan
+    odd = replace(subject, class_names=("$\\frac$", "_", "a$b$c{"))
+    assert [len(one.rows) for one in explain_classes(odd, ticking(0))] == [6, 5, 6]
+    draw_attributions(odd, tmp_path)
+    assert is_picture(tmp_path / "attribution.png")
 
 
 def test_nothing_is_drawn_of_a_vae_or_without_labels(tmp_path: Path) -> None:

@@ -33,7 +33,7 @@ ALWAYS = [
     *("anomaly_score.csv", "anomaly_score.png", "latent_map.png", "latent_use.csv"),
     *("latent_use.png", "latent_walk.png", "reconstruction_error.png", "samples.png"),
 ]
-KINDS = ("image", "colour", "table", "sequence", "ragged")
+KINDS = ("image", "colour", "table", "ragged")
 
 
 def draw_all(subject: Subject, folder: Path) -> list[str]:
