@@ -118,14 +118,17 @@ class _Reading:
         from mlops.mlflow_store import open_client
         from registry.catalog import Catalog
 
-        catalog = Catalog(open_client(settings.direct_uri))
         try:
+            catalog = Catalog(open_client(settings.direct_uri))
             return catalog, catalog.survey(name)
         except UsageError:
             raise
-        except MlopsError as err:
+        except (
+            Exception
+        ) as err:  # a database that is damaged, say, of which MLflow lets all through
+            said = str(err) if isinstance(err, MlopsError) else first_line(err)
             self.is_wrong = True
-            self.notes.append(f"Without the registry, aliases as the ledger has them: {err}")
+            self.notes.append(f"Without the registry, aliases as the ledger has them: {said}")
             return None, None
 
 

@@ -228,6 +228,17 @@ def test_a_registry_that_does_not_answer_is_said_and_the_rest_is_shown(
     assert "is healthy" in out
 
 
+def test_a_database_that_is_damaged_is_said_and_the_rest_is_shown(
+    settings: Settings, ledger: Ledger, told: Told
+) -> None:
+    record(ledger, None, 1)
+    (settings.home / "mlflow.db").write_text("no database")
+    code, out, _ = told()
+    assert code == 1
+    assert "Without the registry" in out and "not a database" in out
+    assert "ada (MLflow login)" in out
+
+
 def test_an_unknown_name_is_answered_with_the_nearest_in_one_line(
     client: Any, ledger: Ledger, told: Told
 ) -> None:
