@@ -3,8 +3,8 @@
 Five VAEs with the baseline's params on scikit-learn's digits. Each is given 900 of the 1,797 rows,
 split as Podium splits any data, and packaged as a sweep packages its candidates; scores are those
 that the packaged model answers. Its test rows and the 897 rows that it was never given are unseen
-by it. Of these, again and again at random, 270 are the reference (as many as the test split of the
-whole digits has) and others the stream: no row of a window is one of the reference's.
+by it. Of these, again and again at random, 270 are the reference (the test split of all digits
+has 385) and others the stream: no row of a window is one of the reference's.
 
 Without a shift: a window of 500 such rows for each of many such draws. For long streams there are
 too few digits; both statistics depend on the ranks of scores alone, so uniform numbers say what any
