@@ -20,7 +20,7 @@ import pytest
 from experiments import run_sweep
 from experiments.config import SweepConfig
 from experiments.environment import ENVIRONMENT
-from experiments.original import parse_target, refuse_unfit
+from experiments.original import parse_target, refuse_private, refuse_unfit
 from experiments.recipe import RECIPE, Recipe
 from experiments.reproduce import in_words, main, reproduce
 from experiments.workers.cluster import Cluster
@@ -93,7 +93,13 @@ def test_a_run_that_is_no_whole_training_is_refused(
         refuse_unfit("r", status, stage, tags)
 
 
+def test_a_private_training_cannot_be_made_again() -> None:
+    with pytest.raises(UsageError, match="its noise is drawn anew each time"):
+        refuse_private("r", {"architecture": "dnn", "dp_epsilon": "3.0"})
+
+
 def test_a_whole_trial_and_a_final_are_taken() -> None:
+    refuse_private("r", {"architecture": "dnn"})
     refuse_unfit("r", "FINISHED", "active", TRIAL)
     refuse_unfit("r", "FINISHED", "active", {"mlops.sweep": "s", "mlops.final": "refit"})
 
