@@ -17,9 +17,11 @@ from pathlib import Path
 from optuna.trial import FrozenTrial
 
 from experiments.architectures import Params
+from experiments.budget import Spent
 from experiments.config import SweepConfig
 from experiments.config_file import write_config
 from experiments.finals import Final, Finals
+from experiments.privacy import Privacy
 from experiments.studies import CONFIG
 from experiments.study import Ask, Search
 from experiments.summary import describe_in_words, write_summary
@@ -68,7 +70,7 @@ class SweepRuns:
             write_config(config, path)
             parent.log_artifact(path)
 
-    def create_trial(self, search: Search, ask: Ask) -> Run:
+    def create_trial(self, search: Search, ask: Ask, privacy: Privacy | None = None) -> Run:
         """Begins a trial's run, before a worker knows of the trial."""
         key = new_run_key()
         search.set_run_key(ask, key)
@@ -82,16 +84,18 @@ class SweepRuns:
             tags["mlops.alone"] = "true"
         if self.config.population is not None:
             tags["mlops.population"] = str(self.config.population)
-        return self._create_child(search, f"{ask.number:03d}", key, ask.params, tags)
+        params = ask.params | (privacy.params() if privacy else {})
+        return self._create_child(search, f"{ask.number:03d}", key, params, tags)
 
-    def create_final(self, search: Search, final: Final) -> Run:
+    def create_final(self, search: Search, final: Final, privacy: Privacy | None = None) -> Run:
         """Begins the run of a training after the search."""
         tags = {
             "mlops.final": final.kind,
             "mlops.seed": str(final.seed),
             "mlops.epochs": str(final.epochs),
         }
-        return self._create_child(search, final.name, new_run_key(), final.params, tags)
+        params = final.params | (privacy.params() if privacy else {})
+        return self._create_child(search, final.name, new_run_key(), params, tags)
 
     def _create_child(
         self, search: Search, name: str, key: str, params: Params, tags: dict[str, str]
@@ -139,6 +143,11 @@ class SweepRuns:
         run = Run(self.journal, run_key)
         run.set_tags({"mlops.undelivered": "true"})
         run.end(status)
+
+    def log_spent(self, search: Search, spent: Spent) -> None:
+        """Logs what the sweep has spent of its rows' privacy, on a study's run."""
+        found = {"dp_epsilon_total": spent.total, "dp_trainings": float(spent.n_trainings)}
+        Run(self.journal, search.run_key).log_metrics(found, step=0)
 
     def stop_parent(self, search: Search, status: Status) -> None:
         """Ends the run of a study that is not done."""

@@ -9,6 +9,7 @@ from typing import Any, Literal, Protocol, runtime_checkable
 from experiments.architectures import Params
 from experiments.goals import Goals
 from experiments.numerics import DEFAULT, Numerics
+from experiments.privacy import Privacy
 from mlops.tracking import Status
 
 STATUS: dict[str, Status] = {"complete": "FINISHED", "pruned": "KILLED", "failed": "FAILED"}
@@ -28,6 +29,7 @@ class Training:
         server: In a home of the worker's own: the tracking server that its journal is delivered to
             from there. None where the sweep's driver delivers it.
         gpu_price: Of a GPU hour; None where none was given.
+        privacy: What it may spend of its rows' privacy; None where it is not private.
     """
 
     architecture: str
@@ -46,6 +48,7 @@ class Training:
     server: str | None = field(default=None, repr=False)
     gpu_price: float | None = None
     numerics: Numerics = DEFAULT
+    privacy: Privacy | None = None
 
     @property
     def name(self) -> str:
