@@ -25,16 +25,16 @@ CLIP: Final = 1.0
 LARGEST_EPSILON: Final = 100.0
 """Above, the promise says nothing: an event becomes up to exp(epsilon) times as likely."""
 COARSE: Final = 1e-3
-FINE: Final = 1e-4
-"""Widths of the bins that privacy losses are rounded to. Fine ones take ten times as long, and pay
+FINE: Final = 2e-4
+"""Widths of the bins that privacy losses are rounded to. Fine ones take five times as long, and pay
 where there is little to bound."""
-FINE_BELOW: Final = 4.0
-"""Epsilons that are bound by fine bins. Above, the two differ by at most some thousandths."""
+FINE_BELOW: Final = 2.0
+"""Epsilons that are bound by fine bins. Above, the two differ by little."""
 ORDERS: Final = (*range(2, 64), 128, 256, 512)
 """Of Renyi's divergences, to begin a search with; fractions between them converge slowly."""
 DIGITS: Final = 4
 """Of a noise multiplier, after the point; it is rounded up."""
-_TOLERANCE: Final = 1e-3
+_TOLERANCE: Final = 2e-3
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,7 +110,7 @@ def plan(
 def calibrate(epsilon: float, delta: float, rate: float, n_steps: int) -> float:
     """Returns the least noise multiplier of steps that together cost at most `epsilon`.
 
-    It is within a thousandth, and rounded up. Renyi's divergences (Mironov 2017, proposition 3)
+    It is within two thousandths, and rounded up. Renyi's divergences (Mironov 2017, proposition 3)
     bound the same steps more loosely and far faster: there the search begins.
 
     Args:

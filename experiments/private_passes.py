@@ -36,9 +36,9 @@ Draw = Callable[[int], bytes]
 """Returns so many bytes that nobody can guess."""
 
 GRADIENT_BYTES: Final = 2**30
-"""What the gradients of rows may take at once; of more, one part comes after the other."""
-EIGHT: Final = 8
+"""What the gradients of rows may take of a GPU's memory at once; more come one part after another."""
 SIGMAS: Final = 4.0
+"""Standard deviations of a batch's size that it finds room for. One of 30,000 is larger."""
 _SEEDS: Final = "seed_generator_state"
 
 
@@ -84,12 +84,17 @@ class PrivatePasses(JaxPasses):
         return {}
 
     def _shape_batch(self, batch_size: int) -> tuple[int, int]:
-        """Returns the rows that nearly every batch finds room in, and how many go at once."""
+        """Returns the rows that nearly every batch finds room in, and how many go at once.
+
+        On a CPU each goes alone: many at once take as long or longer, and so do those that are but
+        padding.
+        """
         rate = self._privacy.mechanism.rate
-        rows = batch_size + SIGMAS * math.sqrt(batch_size * (1.0 - rate))
+        rows = math.ceil(batch_size + SIGMAS * math.sqrt(batch_size * (1.0 - rate)))
+        if jax.default_backend() == "cpu":
+            return rows, 1
         n_weights = sum(int(np.prod(one.shape)) for one in self._model.trainable_variables)
-        most = EIGHT * max(1, GRADIENT_BYTES // (4 * EIGHT * max(1, n_weights)))
-        part = min(most, EIGHT * math.ceil(rows / EIGHT))
+        part = min(rows, max(1, GRADIENT_BYTES // (4 * max(1, n_weights))))
         return part * math.ceil(rows / part), part
 
     def _draw_batches(self, width: int) -> Iterator[tuple[np.ndarray, np.ndarray, Any]]:

@@ -17,7 +17,7 @@ from pathlib import Path
 from optuna.trial import FrozenTrial
 
 from experiments.architectures import Params
-from experiments.budget import Spent
+from experiments.budget import Budget, Spent
 from experiments.config import SweepConfig
 from experiments.config_file import write_config
 from experiments.finals import Final, Finals
@@ -60,6 +60,7 @@ class SweepRuns:
             params={
                 **known,
                 "architectures": " ".join(self.config.architectures),
+                **({} if config.dp_epsilon is None else {"dp_delta": self._delta}),
                 "architecture": search.description.name,
             },
             tags=self._tags(search),
@@ -187,6 +188,10 @@ class SweepRuns:
             for path in sorted(Path(folder).iterdir()):
                 parent.log_artifact(path)
         parent.end("FINISHED" if search.gave_up is None else "FAILED")
+
+    @property
+    def _delta(self) -> float:
+        return Budget(self.config, self.dataset.counts()["train"]).delta
 
     def _tags(self, search: Search) -> dict[str, str]:
         return {

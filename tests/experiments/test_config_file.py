@@ -49,6 +49,9 @@ budget_gpu_hours = 12
 gpu_price = 2.5
 precision = "bfloat16"
 xla = "on"
+dp_epsilon = 8
+dp_delta = 1e-6
+dp_clip = 0.5
 
 [space.cnn]
 filters = [16, 32]
@@ -137,6 +140,9 @@ def test_the_flag_may_be_written_with_an_equals_sign(full: Path) -> None:
         ("--population 8", "population", 8),
         ("--precision float32", "precision", "float32"),
         ("--xla off", "xla", "off"),
+        ("--dp-epsilon 3", "dp_epsilon", 3.0),
+        ("--dp-delta 1e-7", "dp_delta", 1e-7),
+        ("--dp-clip 2", "dp_clip", 2.0),
         ("--population None", "population", None),
         ("--epochs 4", "epochs", 4),
         ("--sampler grid", "sampler", "grid"),
