@@ -36,7 +36,7 @@ Draw = Callable[[int], bytes]
 """Returns so many bytes that nobody can guess."""
 
 GRADIENT_BYTES: Final = 2**30
-"""What the gradients of rows may take of a GPU's memory at once; more come one part after another."""
+"""What gradients of rows may take of a GPU's memory at once; more come in parts."""
 SIGMAS: Final = 4.0
 """Standard deviations of a batch's size that it finds room for. One of 30,000 is larger."""
 _SEEDS: Final = "seed_generator_state"

@@ -13,7 +13,6 @@ from optuna.distributions import CategoricalDistribution
 
 from experiments.architectures import Description, describe, find_variants, open_architecture
 from experiments.built_in import BUILT_IN
-from experiments.entries import show
 from experiments.space import Space, fits
 from mlops.errors import StructureError, UsageError
 from mlops.inputs import InputSpec
@@ -30,7 +29,7 @@ def narrow_private(spaces: Mapping[str, Space]) -> tuple[dict[str, Space], list[
         for name in ONLY.keys() & space.keys():
             if not fits({name: space[name]}, {name: ONLY[name]}):
                 wrong.append(
-                    f"{name} of {path} can only be {show(ONLY[name])} with --dp-epsilon, since "
+                    f"{name} of {path} can only be {str(ONLY[name]).lower()} with --dp-epsilon, since "
                     "anything else mixes rows"
                 )
             space[name] = CategoricalDistribution([ONLY[name]])

@@ -74,7 +74,7 @@ def test_trainings_together_cost_more_than_each_and_less_than_their_sum() -> Non
     assert compose([], DELTA) == compose([(one[0], 0)], DELTA) == 0.0
 
 
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=5, deadline=None)
 @given(
     epsilon=st.floats(0.2, 12.0),
     batch_size=st.sampled_from([32, 128, 1051, 5000]),
@@ -93,10 +93,9 @@ def test_a_plan_spends_its_epsilon_and_no_more(
 
 
 def test_noise_grows_with_steps_and_as_epsilon_falls() -> None:
-    noise = calibrate(2.0, DELTA, 0.05, 100)
-    assert calibrate(1.0, DELTA, 0.05, 100) > noise
-    assert calibrate(2.0, DELTA, 0.05, 200) > noise
-    assert calibrate(2.0, DELTA, 0.1, 100) > noise
+    noise = calibrate(2.5, DELTA, 0.05, 100)
+    assert calibrate(2.5, DELTA, 0.05, 200) > noise
+    assert calibrate(3.0, DELTA, 0.05, 100) < noise
 
 
 def test_delta_is_never_more_than_a_tenth_of_one_row_s_share() -> None:
@@ -234,7 +233,7 @@ class Here:
 def sweep(tracking: Tracking, workers: Here, experiment: str, **changed: Any) -> Any:
     config = SweepConfig(
         architectures=("nobody:Flat",),
-        **{"trials": 3, "epochs": 4, "dp_epsilon": 2.0, "sampler": "random", "pruner": "none"}
+        **{"trials": 3, "epochs": 4, "dp_epsilon": 8.0, "sampler": "random", "pruner": "none"}
         | changed,
         experiment=experiment,
     )
@@ -259,9 +258,9 @@ def test_a_sweep_tells_what_all_its_trainings_spent_together(tracking: Tracking)
     assert len(privacies) == 5  # three trials, and two seeds
     expected = compose([(one.mechanism, 4) for one in privacies if one], DELTA)
     spent = result.spent
-    assert (spent.epsilon, spent.delta, spent.n_trainings) == (2.0, DELTA, 5)
+    assert (spent.epsilon, spent.delta, spent.n_trainings) == (8.0, DELTA, 5)
     assert spent.total == pytest.approx(expected)
-    assert spent.total > 2.0
+    assert spent.total > 8.0
     assert f"epsilon {spent.total:.4g} at delta 1e-05, over 5 training(s)" in leaderboard(result)
     assert result.to_json()["privacy"]["total"] == spent.total
 
@@ -278,7 +277,7 @@ def test_a_sweep_tells_what_all_its_trainings_spent_together(tracking: Tracking)
     for run in children:
         params = run.data.params
         assert (params["dp_epsilon"], params["dp_delta"], params["dp_clip"]) == (
-            "2.0",
+            "8.0",
             "1e-05",
             "1.0",
         )
@@ -306,14 +305,14 @@ def test_a_failed_a_dead_and_a_pruned_trial_spend_what_they_were_trained(
 def test_a_pruned_trial_spends_the_epochs_that_it_ran(tracking: Tracking) -> None:
     def fall(training: Training, on_epoch: OnEpoch, refit: bool) -> Fitted:
         worse = {"val_loss": 1.0, "val_accuracy": 0.0}
-        assert on_epoch(0, worse)  # worse than all before: pruned
-        return Fitted(Trained(None, (worse,), 0, 0.0, True, "0" * 64), write_network)
+        assert not on_epoch(0, worse) and on_epoch(1, worse)  # worse than all before: pruned
+        return Fitted(Trained(None, (worse, worse), 0, 0.0, True, "0" * 64), write_network)
 
     workers = Here(fit, fit, fit, fit, fit, fall)
-    result = sweep(tracking, workers, "private-pruned", trials=6, pruner="halving")
+    result = sweep(tracking, workers, "private-pruned", trials=6, pruner="median")
     assert result.studies[0].n_pruned == 1
     found = sorted(n for _, n in trainings_of(open_study(tracking.settings, result)))
-    assert found == [1, 4, 4, 4, 4, 4]
+    assert found == [2, 4, 4, 4, 4, 4]
 
 
 def test_a_training_that_goes_on_from_a_checkpoint_counts_the_epochs_it_ran_itself(
