@@ -28,9 +28,10 @@ def narrow_private(spaces: Mapping[str, Space]) -> tuple[dict[str, Space], list[
     for path, space in narrowed.items():
         for name in ONLY.keys() & space.keys():
             if not fits({name: space[name]}, {name: ONLY[name]}):
+                only = str(ONLY[name]).lower()
                 wrong.append(
-                    f"{name} of {path} can only be {str(ONLY[name]).lower()} with --dp-epsilon, since "
-                    "anything else mixes rows"
+                    f"{name} of {path} can only be {only} with --dp-epsilon, since anything else "
+                    "mixes rows"
                 )
             space[name] = CategoricalDistribution([ONLY[name]])
     return narrowed, list(dict.fromkeys(wrong))

@@ -305,14 +305,14 @@ def test_a_failed_a_dead_and_a_pruned_trial_spend_what_they_were_trained(
 def test_a_pruned_trial_spends_the_epochs_that_it_ran(tracking: Tracking) -> None:
     def fall(training: Training, on_epoch: OnEpoch, refit: bool) -> Fitted:
         worse = {"val_loss": 1.0, "val_accuracy": 0.0}
-        assert not on_epoch(0, worse) and on_epoch(1, worse)  # worse than all before: pruned
-        return Fitted(Trained(None, (worse, worse), 0, 0.0, True, "0" * 64), write_network)
+        assert [on_epoch(epoch, worse) for epoch in range(3)] == [False, False, True]  # pruned
+        return Fitted(Trained(None, (worse,) * 3, 0, 0.0, True, "0" * 64), write_network)
 
     workers = Here(fit, fit, fit, fit, fit, fall)
     result = sweep(tracking, workers, "private-pruned", trials=6, pruner="median")
     assert result.studies[0].n_pruned == 1
     found = sorted(n for _, n in trainings_of(open_study(tracking.settings, result)))
-    assert found == [2, 4, 4, 4, 4, 4]
+    assert found == [3, 4, 4, 4, 4, 4]
 
 
 def test_a_training_that_goes_on_from_a_checkpoint_counts_the_epochs_it_ran_itself(
