@@ -68,7 +68,7 @@ bench-gpu: $(BIN)/.dev  ## Train a small network in every way there is, on a GPU
 COMPILE := uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header --no-annotate
 
 lock:         ## Resolve the dependencies anew (needs uv).
-	echo 'python-dateutil<3' | $(COMPILE) -c - pyproject.toml -o requirements.lock
+	printf 'attrs<24\npython-dateutil<3\n' | $(COMPILE) -c - pyproject.toml -o requirements.lock
 	$(COMPILE) --extra team -c requirements.lock pyproject.toml -o requirements-team.lock
 	$(COMPILE) --extra dev -c requirements.lock pyproject.toml -o requirements-dev.lock
 
