@@ -42,7 +42,8 @@ def label(name: object, most: int = MOST_CHARACTERS) -> str:
     if len(text) > most:
         end = (most - 1) // 2
         text = f"{text[: most - 1 - end]}…{text[-end:]}"
-    return text.replace("$", r"\$")
+    text = text.replace("$", r"\$")
+    return f" {text}" if text.startswith("_") else text  # a legend leaves out what begins so
 
 
 def write_table(path: Path, head: Sequence[str], rows: Iterable[Sequence[object]]) -> None:

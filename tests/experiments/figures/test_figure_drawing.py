@@ -46,6 +46,7 @@ def test_of_too_many_rows_some_are_drawn_by_lot_and_always_the_same() -> None:
 
 def test_names_are_short_and_keep_their_ends() -> None:
     assert label("a\n b") == "a b" and label("") == "(empty)" and label("$") == r"\$"
+    assert label("_hidden") == " _hidden"
     short = label("class name " + "x" * 40 + " 17")
     assert len(short) == 22 and short.startswith("class name") and short.endswith(" 17")
 
