@@ -20,7 +20,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -36,6 +36,9 @@ if TYPE_CHECKING:
 COMMAND = "python -m benchmarks.explanations"
 LEAST = 0.2
 """What the correlation with a network of new weights should be below, in the mean over rows."""
+
+Part = Literal["completeness", "weights", "labels", "time"]
+PARTS: tuple[Part, ...] = get_args(Part)
 
 Floats = npt.NDArray[np.float32]
 
@@ -54,6 +57,8 @@ class Options:
     """Networks of each architecture, and new weights for each."""
     steps: tuple[int, ...] = (32, 64, 128)
     """Points of the path."""
+    parts: tuple[Part, ...] = PARTS
+    """What is asked."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -246,12 +251,16 @@ def main(argv: Sequence[str] | None = None) -> None:
         name: [ask(name, digits, s, options.epochs, options.rows) for s in range(options.seeds)]
         for name in BUILT_IN
     }
-    print_completeness(networks, options)
+    if "completeness" in options.parts:
+        print_completeness(networks, options)
     networks.pop("vae")
-    print_randomised(networks, options)
-    print_class_maps(networks, options)
-    print_shuffled(networks, digits, options)
-    print_time(networks)
+    if "weights" in options.parts:
+        print_randomised(networks, options)
+        print_class_maps(networks, options)
+    if "labels" in options.parts:
+        print_shuffled(networks, digits, options)
+    if "time" in options.parts:
+        print_time(networks)
 
 
 def _print_heading(title: str, options: Options) -> None:
@@ -373,7 +382,8 @@ def print_shuffled(networks: dict[str, list[Asked]], digits: Dataset, options: O
     for name, each in networks.items():
         found, right = [], []
         for seed, asked in enumerate(each):
-            other = ask(name, shuffled(digits, seed), seed, options.shuffled_epochs, options.rows)
+            labels = shuffled(digits, seed)
+            other = ask_by_heart(name, labels, seed, options.shuffled_epochs, options.rows)
             right.append(other.train_accuracy)
             maps, others = gradients_of(asked)[0], gradients_of(asked, other.network)[0]
             found.append(correlations(asked, maps, others))
