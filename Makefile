@@ -47,7 +47,7 @@ lint: $(BIN)/.dev     ## Check style, types and the direction of imports.
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy && $(BIN)/lint-imports --no-cache
 
 bench: $(BIN)/.dev    ## Run the benchmarks and print their tables.
-	PATH="$(CURDIR)/$(BIN):$$PATH" sh -c 'for one in sweep threads tracking baselines promotion; do python -m benchmarks.$$one || exit 1; done'
+	PATH="$(CURDIR)/$(BIN):$$PATH" sh -c 'for one in sweep threads tracking baselines promotion explanations; do python -m benchmarks.$$one || exit 1; done'
 
 bench-serving: $(BIN)/.dev  ## Measure serving: servers side by side, alias moves and faults, ten minutes of load (needs wrk).
 	PATH="$(CURDIR)/$(BIN):$$PATH" sh -c 'for one in serving rollover soak; do python -m benchmarks.$$one || exit 1; done'
@@ -68,7 +68,7 @@ bench-gpu: $(BIN)/.dev  ## Train a small network in every way there is, on a GPU
 COMPILE := uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header --no-annotate
 
 lock:         ## Resolve the dependencies anew (needs uv).
-	echo 'python-dateutil<3' | $(COMPILE) -c - pyproject.toml -o requirements.lock
+	printf 'attrs<24\npython-dateutil<3\n' | $(COMPILE) -c - pyproject.toml -o requirements.lock
 	$(COMPILE) --extra team -c requirements.lock pyproject.toml -o requirements-team.lock
 	$(COMPILE) --extra dev -c requirements.lock pyproject.toml -o requirements-dev.lock
 

@@ -102,6 +102,13 @@ class SweepConfig:
     log_rows: bool = False
     """Let figures show rows of the data: the worst mistakes, what was explained."""
 
+    dp_epsilon: float | None = None
+    """Train each network privately, by DP-SGD, at most at this epsilon; needs KERAS_BACKEND=jax."""
+    dp_delta: float | None = None
+    """Of the promise; by default 1e-5, or 1 / (10 n) of more than 10,000 training rows."""
+    dp_clip: float | None = None
+    """L2 norm that each row's gradient is clipped to; by default 1."""
+
     def check(self) -> None:
         """Refuses what cannot be, all of it at once.
 
@@ -204,6 +211,11 @@ class SweepConfig:
             **({} if self.population is None else {"population": self.population}),
             **({} if self.precision == "float32" else {"precision": self.precision}),
             **({} if self.xla == "auto" else {"xla": self.xla}),
+            **{
+                name: getattr(self, name)
+                for name in ("dp_epsilon", "dp_delta", "dp_clip")
+                if getattr(self, name) is not None
+            },
         }
         text = json.dumps(_plain(decides), sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]

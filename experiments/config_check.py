@@ -14,6 +14,7 @@ from experiments.built_in import BUILT_IN, architecture_path
 from experiments.config import SweepConfig
 from experiments.entries import parse_fix, show, static_errors, table_name
 from experiments.objectives import are_several, parse_objectives, parse_requirements
+from experiments.privacy import LARGEST_EPSILON
 from mlops.errors import UsageError, choose
 from mlops.tracking import RELEASES
 
@@ -69,6 +70,7 @@ def find_wrong(config: SweepConfig, spell: Callable[[str], str] = as_flag) -> li
             f"{spell('population')} asks for trials of one shape, and {spell('sampler')} grid has "
             "its own order; use tpe or random"
         )
+    wrong += _find_not_private(sound, spell)
     if sound.get("warm_start") is not None and sound.get("warm_start") == sound.get("study"):
         wrong.append(f"{spell('warm_start')} and {spell('study')} name the same sweep")
     wrong += _find_wrong_goals(sound, spell)
@@ -101,13 +103,40 @@ def _find_out_of_range(sound: Mapping[str, Any], spell: Callable[[str], str]) ->
     for name, bits in _BITS.items():
         if sound.get(name, 0) >= 2**bits:
             yield f"{spell(name)} must be below 2**{bits}, got {sound[name]!r}"
-    for name in ("timeout_s", "budget_gpu_hours", "gpu_price"):
+    for name in ("timeout_s", "budget_gpu_hours", "gpu_price", "dp_clip"):
         value = sound.get(name)
         if value is not None and not 0 < value < math.inf:
             yield f"{spell(name)} must be above 0 and finite, got {value!r}"
     size = sound.get("image_size")
     if size is not None and min(size) < 1:
         yield f"{spell('image_size')} must be at least 1 pixel each way, got {size[0]} {size[1]}"
+
+
+def _find_not_private(sound: Mapping[str, Any], spell: Callable[[str], str]) -> Iterator[str]:
+    """What no private training can have, or has no use for without one."""
+    epsilon, delta = sound.get("dp_epsilon"), sound.get("dp_delta")
+    if epsilon is not None and not 0 < epsilon <= LARGEST_EPSILON:
+        most = f"{LARGEST_EPSILON:g}, above which it promises nothing"
+        yield f"{spell('dp_epsilon')} must be above 0 and at most {most}; got {epsilon!r}"
+    if delta is not None and not 0 < delta < 1:
+        yield f"{spell('dp_delta')} must be above 0 and below 1, got {delta!r}"
+    if epsilon is None:
+        for name in ("dp_delta", "dp_clip"):
+            if sound.get(name) is not None:
+                yield f"{spell(name)} is of private trainings; give {spell('dp_epsilon')} too"
+        return
+    why = {
+        "population": "trains many in one program, which has no private step",
+        "refit": "learns from the validation rows, which chose the params without any noise",
+    }
+    for name, reason in why.items():
+        if sound.get(name):
+            yield f"{spell(name)} cannot be with {spell('dp_epsilon')}: it {reason}"
+    if sound.get("precision", "float32") != "float32":
+        yield (
+            f"{spell('precision')} {sound['precision']} cannot be with {spell('dp_epsilon')}: "
+            "gradients are clipped and the noise is added in float32"
+        )
 
 
 def _find_wrong_goals(sound: Mapping[str, Any], spell: Callable[[str], str]) -> Iterator[str]:

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 
 from experiments.architectures import Description, Params
 from experiments.asking import Asking
+from experiments.budget import Budget, note_spent
 from experiments.config import SweepConfig
 from experiments.config_file import write_config
 from experiments.figures.chosen import ChosenFigures
@@ -23,6 +24,7 @@ from experiments.finals import Final, Finals
 from experiments.interrupt import Stop
 from experiments.networks import Networks
 from experiments.population_trial import PopulationTask, run_population
+from experiments.privacy import Privacy
 from experiments.progress import Progress
 from experiments.reports.delivery import write_report
 from experiments.results import (
@@ -59,6 +61,7 @@ class Outgoing(NamedTuple):
     search: Search
     ask: Ask
     run: Run
+    privacy: Privacy | None = None
 
 
 @dataclass(slots=True)
@@ -88,6 +91,7 @@ class Driver:
     _seen_alive: float = field(default_factory=time.monotonic)
     _asking: Asking = field(init=False)
     _networks: Networks = field(init=False)
+    _budget: Budget = field(init=False)
     _sharing: Sharing = field(init=False)
     _listened: float = 0.0
     _told_url: bool = False
@@ -98,6 +102,7 @@ class Driver:
         self._networks = Networks(
             self.settings, self.sweep_id, self.dataset, self.runs, self.progress.note
         )
+        self._budget = Budget(self.config, self.dataset.counts()["train"])
         self._sharing = Sharing(self.config, self.cluster, self._searches, self.progress.note)
 
     @property
@@ -227,7 +232,11 @@ class Driver:
         """Registers each study's best, ends the parent runs, and delivers what is left."""
         if self.cluster.has_own_homes and not interrupted:
             self._wait_for_hosts()
+        spent = self._budget.spent(self._searches)
         for search in self._searches:
+            if spent is not None:
+                note_spent(search, spent)
+                self.runs.log_spent(search, spent)
             if interrupted:
                 self.runs.stop_parent(search, "KILLED")
                 continue
@@ -263,6 +272,7 @@ class Driver:
             undelivered=undelivered,
             interrupted=interrupted,
             ui_url=self._ui_url(),
+            spent=spent,
         )
 
     def _wait_for_hosts(self) -> None:
@@ -300,7 +310,7 @@ class Driver:
             asks = self._asking.ask(search, self._n_begun(search), self.cluster.n_alive())
             if not asks:
                 continue
-            out = [Outgoing(search, ask, self.runs.create_trial(search, ask)) for ask in asks]
+            out = [self._begin(search, ask) for ask in asks]
             tasks = tuple(map(self._task, out))
             if self.config.population is None:
                 ticket = self.cluster.submit(run_trial, *tasks)
@@ -312,13 +322,18 @@ class Driver:
             return True
         return False
 
+    def _begin(self, search: Search, ask: Ask) -> Outgoing:
+        privacy = self._budget.begin(search, ask)
+        return Outgoing(search, ask, self.runs.create_trial(search, ask, privacy), privacy)
+
     def _task(self, out: Outgoing) -> TrialTask:
-        search, ask, run = out
+        search, ask, run, privacy = out
+        training = self._training(
+            search, f"{ask.number:05d}", run, ask.params, ask.seed, f"{ask.origin:05d}"
+        )
         value = search.tally().value
         return TrialTask(
-            training=self._training(
-                search, f"{ask.number:05d}", run, ask.params, ask.seed, f"{ask.origin:05d}"
-            ),
+            training=dataclasses.replace(training, privacy=privacy),
             study=search.name,
             study_url=self.settings.study_url,
             trial_id=ask.trial_id,
@@ -363,10 +378,11 @@ class Driver:
         ]
 
     def _submit_final(self, search: Search, final: Final) -> None:
-        run = self.runs.create_final(search, final)
+        privacy = self._budget.begin_final(search, final.params)
+        run = self.runs.create_final(search, final, privacy)
         Finals(search).begin(final, run.key)
         training = self._training(search, final.name, run, final.params, final.seed, final.name)
-        training = dataclasses.replace(training, epochs=final.epochs)
+        training = dataclasses.replace(training, epochs=final.epochs, privacy=privacy)
         task = FinalTask(training, refit=final.kind == "refit")
         ticket = self.cluster.submit(run_final, task)
         self._finals_out[ticket] = (search, final, run)
@@ -425,7 +441,7 @@ class Driver:
     def _take_one(
         self, one: Outgoing, result: TrialResult | None, died: str, gpu_s: float | None
     ) -> None:
-        search, ask, run = one
+        search, ask, run, _ = one
         name = f"{search.description.name}-{ask.number:03d}"
         result = result or search.kept_result(ask.number)
         if result is None:

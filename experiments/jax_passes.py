@@ -79,7 +79,7 @@ class DeviceRows:
     """Rows on the device: from one epoch to the next, where they have room there."""
 
     def __init__(self) -> None:
-        self._kept = KeptRows(jnp.asarray, _room_bytes())
+        self._kept = KeptRows(jnp.asarray, room_bytes())
 
     def take(
         self, rows: tuple[np.ndarray, ...], order: np.ndarray, batch_size: int
@@ -104,7 +104,7 @@ class DeviceRows:
             yield part, jnp.asarray(places.reshape(chosen.shape))
 
 
-def _room_bytes() -> float:
+def room_bytes() -> float:
     """Returns the bytes that rows may take of the device's memory."""
     told = jax.local_devices()[0].memory_stats()
     if not told or "bytes_limit" not in told:

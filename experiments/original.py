@@ -108,6 +108,7 @@ def find_original(
     run_id, model = _locate(target, catalog, settings, scratch)
     run = _get_run(client, run_id)
     refuse_unfit(run_id, run.info.status, run.info.lifecycle_stage, run.data.tags)
+    refuse_private(run_id, run.data.params)
     recipe = read_recipe(run.data.tags, run.data.params, run.data.metrics)
     if model is None:
         model = _fetch_model(client, run_id, scratch)
@@ -160,6 +161,19 @@ def refuse_unfit(run_id: str, status: str, stage: str, tags: Mapping[str, str]) 
     if status != "FINISHED":
         why = tags.get("mlops.failure") or "it was interrupted"
         raise UsageError(f"the run {run_id} did not come to its end ({why}); name another.")
+
+
+def refuse_private(run_id: str, params: Mapping[str, str]) -> None:
+    """Refuses a training by DP-SGD.
+
+    Raises:
+        UsageError: it is one.
+    """
+    if "dp_epsilon" in params:
+        raise UsageError(
+            f"the run {run_id} is of a private training: its noise is drawn anew each time, and "
+            "kept by nobody, so it cannot be made again. Name another."
+        )
 
 
 def _locate(

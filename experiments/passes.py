@@ -19,6 +19,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from experiments.numerics import DEFAULT, Numerics
+from experiments.privacy import Privacy
 
 EVALUATION_BATCH = 512
 DEVICE_SHARE = 0.1
@@ -50,16 +51,26 @@ class Passes(Protocol):
         ...
 
 
-def open_passes(model: Any, rows: tuple[np.ndarray, ...], numerics: Numerics = DEFAULT) -> Passes:
+def open_passes(
+    model: Any,
+    rows: tuple[np.ndarray, ...],
+    numerics: Numerics = DEFAULT,
+    privacy: Privacy | None = None,
+) -> Passes:
     """Returns the passes of a compiled model; makes the variables that its training needs.
 
     Args:
         rows: What it will be trained on; the first row tells the shapes.
         numerics: What the model was set up for. Only training computes in its precision.
+        privacy: What the training may spend; that needs JAX. None: it is not private.
     """
     import keras
 
     make_variables(model, tuple(part[:1] for part in rows))
+    if privacy is not None:
+        from experiments.private_passes import PrivatePasses
+
+        return PrivatePasses(model, EVALUATION_BATCH, privacy)
     if model.run_eagerly:
         return _KerasPasses(model, numerics)
     if keras.config.backend() == "tensorflow":

@@ -156,6 +156,7 @@ def check_backend(config: SweepConfig) -> None:
             "--xla off cannot be with KERAS_BACKEND=jax: JAX compiles everything by XLA. "
             "Leave --xla out."
         )
+    _check_private_backend(config)
     if config.population is None:
         return
     if util.find_spec("jax") is None:
@@ -166,6 +167,23 @@ def check_backend(config: SweepConfig) -> None:
     if os.environ.get("KERAS_BACKEND") != "jax":
         raise UsageError(
             "--population runs on JAX only. Put KERAS_BACKEND=jax before the same command."
+        )
+
+
+def _check_private_backend(config: SweepConfig) -> None:
+    if config.dp_epsilon is None:
+        return
+    missing = [
+        name for name in ("jax", "jax_privacy", "dp_accounting") if util.find_spec(name) is None
+    ]
+    if missing:
+        raise UsageError(
+            f"--dp-epsilon needs {' and '.join(missing)}, not installed here. Type: "
+            "python -m pip install 'podium-mlops[privacy]'"
+        )
+    if os.environ.get("KERAS_BACKEND") != "jax":
+        raise UsageError(
+            "--dp-epsilon trains on JAX only. Put KERAS_BACKEND=jax before the same command."
         )
 
 
@@ -181,17 +199,19 @@ def describe_all(
     from experiments.architectures import describe
     from experiments.config_check import refuse
     from experiments.numerics import check_device
+    from experiments.private_space import describe_private, narrow_private
     from experiments.space import narrow_all
 
     if config.precision != "float32":
         cluster.call(check_device, config.precision)
+    describe_one = describe if config.dp_epsilon is None else describe_private
     counts = tuple(dataset.class_counts("train"))
     found: list[Description] = []
     wrong: list[str] = []
     for name in config.architectures:
         try:
             one = cluster.call(
-                describe, architecture_path(name), dataset.input, counts, config.metric
+                describe_one, architecture_path(name), dataset.input, counts, config.metric
             )
         except UsageError as err:
             wrong.append(str(err).rstrip("."))
@@ -203,6 +223,9 @@ def describe_all(
     narrowed, errors = narrow_all(
         {one.path: one.distributions() for one in fits}, config.space, config.fix
     )
+    if config.dp_epsilon is not None:
+        narrowed, not_private = narrow_private(narrowed)
+        errors += not_private
     refuse([*wrong, *errors])
     fits = [_with_space(one, narrowed[one.path]) for one in fits]
     if not fits:

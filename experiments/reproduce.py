@@ -39,7 +39,7 @@ class Reproduced:
     """What a reproduction came to.
 
     Attributes:
-        path: Of the certificate among the run's artifacts; None where it was not logged.
+        path: Of the certificate among the run's artifacts; None where it does not lie there.
         key: Id of the key that signed it; None where none did.
         changes: What differs between then and now: name, then, now.
     """
@@ -104,8 +104,13 @@ def reproduce(
             *(text, original, retrained, retraining, time.monotonic() - began),
             {"name": actor.name, "known_by": actor.known_by},
         )
-    path = write_certificate(catalog, certificate, key) if log else None
-    signed_by = None if key is None else key_id(public_half(key))
+    path = None
+    if log:
+        try:
+            path = write_certificate(catalog, certificate, key)
+        except MlopsError as err:  # hours may have gone into the verdict
+            note(f"the certificate could not be laid beside the run: {err}")
+    signed_by = None if path is None or key is None else key_id(public_half(key))
     return Reproduced(certificate, path, signed_by, tuple(retraining.changes))
 
 
@@ -319,7 +324,8 @@ def _main(options: Options) -> int:
         answer_json(done.to_json())
     else:
         answer(in_words(done))
-    return 0 if done.certificate.verdict == "identical" else 1
+    is_logged = options.no_log or done.path is not None
+    return 0 if done.certificate.verdict == "identical" and is_logged else 1
 
 
 def in_words(done: Reproduced) -> str:

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from experiments.budget import Spent
 from mlops.errors import without_passwords
 from mlops.program import command_line
 from mlops.server import FIRST_PORT
@@ -80,6 +81,7 @@ class SweepResult:
     Attributes:
         undelivered: Records that no server has confirmed; `python -m mlops.sync` sends them.
         interrupted: True after Ctrl-C; the same command goes on.
+        spent: Of the training rows' privacy; None where no training was private.
     """
 
     sweep_id: str
@@ -89,6 +91,7 @@ class SweepResult:
     undelivered: int = 0
     interrupted: bool = False
     ui_url: str | None = field(default=None, compare=False)
+    spent: Spent | None = None
 
     def to_json(self) -> dict[str, Any]:
         def study(one: StudyResult) -> dict[str, Any]:
@@ -124,6 +127,7 @@ class SweepResult:
             "wall_s": round(self.wall_s, 3),
             "studies": [study(one) for one in self.studies],
             "undelivered": self.undelivered,
+            **({} if self.spent is None else {"privacy": dataclasses.asdict(self.spent)}),
         }
 
 
@@ -238,6 +242,11 @@ def leaderboard(result: SweepResult) -> str:
                 f"{one.architecture}: {one.objective} over {one.seeds.n} seeds "
                 f"{one.seeds.mean:.4f}, 95 % interval {one.seeds.low:.4f} to {one.seeds.high:.4f}"
             )
+    if result.spent is not None:
+        lines.append(
+            f"Privacy of the training rows: {result.spent}. The validation rows, which chose the "
+            "best, are others and are not protected."
+        )
     return "\n".join(lines)
 
 

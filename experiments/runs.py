@@ -17,9 +17,11 @@ from pathlib import Path
 
 from optuna.trial import FrozenTrial
 
+from experiments.budget import Budget, Spent
 from experiments.config import SweepConfig
 from experiments.config_file import write_config
 from experiments.finals import Final, Finals
+from experiments.privacy import Privacy
 from experiments.recipe import RECIPE, Recipe
 from experiments.studies import CONFIG
 from experiments.study import Ask, Search
@@ -68,6 +70,7 @@ class SweepRuns:
             params={
                 **known,
                 "architectures": " ".join(self.config.architectures),
+                **({} if config.dp_epsilon is None else {"dp_delta": self._delta}),
                 "architecture": search.description.name,
             },
             tags=self._tags(search),
@@ -78,7 +81,7 @@ class SweepRuns:
             write_config(config, path)
             parent.log_artifact(path)
 
-    def create_trial(self, search: Search, ask: Ask) -> Run:
+    def create_trial(self, search: Search, ask: Ask, privacy: Privacy | None = None) -> Run:
         """Begins a trial's run, before a worker knows of the trial."""
         key = new_run_key()
         search.set_run_key(ask, key)
@@ -93,9 +96,9 @@ class SweepRuns:
         if self.config.population is not None:
             tags["mlops.population"] = str(self.config.population)
         recipe = self._recipe(search, ask, self.config.epochs, self.config.population)
-        return self._create_child(search, f"{ask.number:03d}", key, recipe, tags)
+        return self._create_child(search, f"{ask.number:03d}", key, recipe, tags, privacy)
 
-    def create_final(self, search: Search, final: Final) -> Run:
+    def create_final(self, search: Search, final: Final, privacy: Privacy | None = None) -> Run:
         """Begins the run of a training after the search."""
         tags = {
             "mlops.final": final.kind,
@@ -103,7 +106,7 @@ class SweepRuns:
             "mlops.epochs": str(final.epochs),
         }
         recipe = self._recipe(search, final, final.epochs, refit=final.kind == "refit")
-        return self._create_child(search, final.name, new_run_key(), recipe, tags)
+        return self._create_child(search, final.name, new_run_key(), recipe, tags, privacy)
 
     def _recipe(
         self,
@@ -130,14 +133,21 @@ class SweepRuns:
         )
 
     def _create_child(
-        self, search: Search, name: str, key: str, recipe: Recipe, tags: dict[str, str]
+        self,
+        search: Search,
+        name: str,
+        key: str,
+        recipe: Recipe,
+        tags: dict[str, str],
+        privacy: Privacy | None,
     ) -> Run:
+        private = {} if privacy is None else privacy.params()
         return Run.create(
             self.journal,
             experiment=self.experiment,
             name=f"{search.description.name}-{name}",
             key=key,
-            params={"architecture": search.description.name, **recipe.params},
+            params={"architecture": search.description.name, **recipe.params, **private},
             tags={
                 **self._tags(search),
                 "mlflow.parentRunId": search.run_key,
@@ -176,6 +186,11 @@ class SweepRuns:
         run = Run(self.journal, run_key)
         run.set_tags({"mlops.undelivered": "true"})
         run.end(status)
+
+    def log_spent(self, search: Search, spent: Spent) -> None:
+        """Logs what the sweep has spent of its rows' privacy, on a study's run."""
+        found = {"dp_epsilon_total": spent.total, "dp_trainings": float(spent.n_trainings)}
+        Run(self.journal, search.run_key).log_metrics(found, step=0)
 
     def stop_parent(self, search: Search, status: Status) -> None:
         """Ends the run of a study that is not done."""
@@ -221,6 +236,10 @@ class SweepRuns:
         for search in searches:
             for path in files:
                 Run(self.journal, search.run_key).log_artifact(path)
+
+    @property
+    def _delta(self) -> float:
+        return Budget(self.config, self.dataset.counts()["train"]).delta
 
     def _tags(self, search: Search) -> dict[str, str]:
         return {

@@ -200,7 +200,11 @@ class Search:
         self._standing.note(number, TrialState.WAITING, attrs)
 
     def set_run_key(self, ask: Ask, run_key: str) -> None:
-        self._storage.set_trial_user_attr(ask.trial_id, "run_key", run_key)
+        self.set_trial_attr(ask, "run_key", run_key)
+
+    def set_trial_attr(self, ask: Ask, name: str, value: Any) -> None:
+        """Notes something of a trial that no worker has yet."""
+        self._storage.set_trial_user_attr(ask.trial_id, name, value)
 
     def tell(self, number: int, result: TrialResult) -> None:
         """Writes down how a trial ended. A trial that was told already stays as it is."""

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import csv
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from optuna.trial import TrialState
 
+from experiments.budget import find_spent
 from experiments.figures.study import write_study_figures
 from experiments.goals import METRICS
 from experiments.pareto import write_pareto
@@ -91,6 +93,7 @@ def summarise(search: Search) -> dict[str, Any]:
         if best is None
         else {"number": best.number, "value": tally.value, "params": best.params},
         **({} if search.goals.are_plain else {"pareto": _members(search)}),
+        **({} if (spent := find_spent(search)) is None else {"privacy": asdict(spent)}),
     }
 
 
@@ -111,6 +114,8 @@ def describe_in_words(search: Search) -> str:
     if search.goals.requirements:
         required = ", ".join(f"`{one}`" for one in search.goals.requirements)
         lines.append(f"\nRequired: {required}.")
+    if (spent := find_spent(search)) is not None:
+        lines.append(f"\nPrivacy of the training rows, of the whole sweep: {spent}.")
     if best is not None:
         lines.append(
             f"\nBest: trial {best.number}, {search.description.objective} {tally.value:.4f}."

@@ -10,6 +10,7 @@ from experiments.architectures import Params
 from experiments.figures.curves import Curves
 from experiments.goals import Goals
 from experiments.numerics import DEFAULT, Numerics
+from experiments.privacy import Privacy
 from mlops.tracking import Status
 
 STATUS: dict[str, Status] = {"complete": "FINISHED", "pruned": "KILLED", "failed": "FAILED"}
@@ -31,6 +32,7 @@ class Training:
         gpu_price: Of a GPU hour; None where none was given.
         plots: Whether figures of its network are drawn (`--plots all`).
         log_rows: Whether they may show rows.
+        privacy: What it may spend of its rows' privacy; None where it is not private.
     """
 
     architecture: str
@@ -51,6 +53,7 @@ class Training:
     numerics: Numerics = DEFAULT
     plots: bool = False
     log_rows: bool = False
+    privacy: Privacy | None = None
 
     @property
     def name(self) -> str:

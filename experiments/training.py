@@ -19,6 +19,7 @@ from experiments.architectures import Architecture, Params
 from experiments.checkpoint import Checkpoint, Progress
 from experiments.numerics import DEFAULT, Numerics
 from experiments.passes import open_passes
+from experiments.privacy import Privacy
 from mlops.data import Dataset
 from mlops.evaluation import classifier_metrics
 
@@ -56,6 +57,7 @@ def train(
     objective: str | None = None,
     refit: bool = False,
     numerics: Numerics = DEFAULT,
+    privacy: Privacy | None = None,
     on_epoch: OnEpoch | None = None,
     checkpoint: Checkpoint | None = None,
 ) -> Trained:
@@ -72,6 +74,9 @@ def train(
             an epoch by, then: the last one's weights count.
         numerics: How the training computes. The network that is returned, and that is validated,
             computes in float32 whatever it is.
+        privacy: What the training may spend, where it is private. What it learns from its rows then
+            differs from time to time, whatever the seed; nothing is told of the rows but the
+            weights, so there are no metrics of the training.
         on_epoch: Is told of each epoch, those of a checkpoint too.
         checkpoint: Where to go on from, and what to save in. Where it goes on makes no difference
             to the weights.
@@ -91,8 +96,10 @@ def train(
         x, y = np.concatenate([x, x_val]), np.concatenate([y, y_val])
     else:
         objective = objective or ("val_accuracy" if labelled else "val_elbo")
-    rows = (x, y, row_weights(params, y, n_classes)) if labelled else (x,)
-    passes = open_passes(model, rows, numerics)
+    rows: tuple[np.ndarray, ...] = (x, y) if labelled else (x,)
+    if labelled and privacy is None:
+        rows = (x, y, row_weights(params, y, n_classes))
+    passes = open_passes(model, rows, numerics, privacy)
 
     def validate() -> dict[str, float]:
         if refit:
@@ -114,6 +121,8 @@ def train(
         metrics |= validate()
         metrics["learning_rate"] = float(np.asarray(model.optimizer.learning_rate))
         metrics["epoch_s"] = time.perf_counter() - began
+        if privacy is not None:
+            metrics["dp_epsilon"] = privacy.spent(epoch + 1)
         finite = note_epoch(progress, epoch, metrics, objective, model.get_weights)
         stopped = on_epoch is not None and on_epoch(epoch, metrics)
         if stopped or not finite:
@@ -143,12 +152,17 @@ def note_epoch(
     """Notes an epoch, and the weights if it is the best so far; False if it is not finite."""
     progress.history.append(metrics)
     value = 0.0 if objective is None else metrics[objective]
-    if not math.isfinite(metrics["train_loss"]) or not math.isfinite(value):
+    if not math.isfinite(loss_of(metrics)) or not math.isfinite(value):
         return False
     if objective is not None and (progress.best_value is None or value > progress.best_value):
         progress.best_value, progress.best_epoch = value, epoch
         progress.best_weights = get_weights()
     return True
+
+
+def loss_of(metrics: dict[str, float]) -> float:
+    """Returns the loss that tells whether an epoch went well: of a private one, val_loss."""
+    return metrics.get("train_loss", metrics.get("val_loss", 0.0))
 
 
 def order_rows(seed: int, epoch: int, n: int) -> np.ndarray:

@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from experiments.architectures import Architecture, open_architecture
+from experiments.budget import Spending
 from experiments.checkpoint import Checkpoint
 from experiments.environment import ENVIRONMENT, describe_environment
 from experiments.figures import FOLDER
@@ -39,7 +40,7 @@ from experiments.figures.curves import (
 from experiments.kept_result import keep_result
 from experiments.objectives import measure_costs
 from experiments.tasks import NETWORKS, STATUS, FinalTask, Training, TrialResult, TrialTask
-from experiments.training import OnEpoch, Trained, train
+from experiments.training import OnEpoch, Trained, loss_of, train
 from experiments.workers.gpu_share import (
     GpuMeter,
     find_share,
@@ -97,6 +98,7 @@ def fit_network(training: Training, on_epoch: OnEpoch, refit: bool) -> Fitted:
         objective=training.objective,
         refit=refit,
         numerics=training.numerics,
+        privacy=training.privacy,
         on_epoch=on_epoch,
         checkpoint=Checkpoint(training.checkpoint, _key(training, refit), CHECKPOINT_EVERY_S),
     )
@@ -144,6 +146,7 @@ def _key(training: Training, refit: bool) -> str:
         training.dataset_fingerprint,
         refit,
         training.numerics,
+        training.privacy,
         os.environ.get(THREADS_VARIABLE),
         keras.config.backend(),
         metadata.version("keras"),
@@ -227,10 +230,12 @@ def _run_trial(task: TrialTask, run: Run, fit: Fit) -> TrialResult:
     trial = _open_trial(task)
     # From here on a death of this process is this trial's own; before, it was a neighbour's.
     trial.set_user_attr("started", True)
+    spending = Spending(trial, training)
 
     def on_epoch(epoch: int, metrics: dict[str, float]) -> bool:
         check_wanted()
         run.log_metrics(metrics, step=epoch)
+        spending.go_on_after(epoch)
         value = metrics[training.objective]
         if goals.is_multi or not math.isfinite(value):
             return False  # Optuna prunes by one objective only
@@ -239,6 +244,7 @@ def _run_trial(task: TrialTask, run: Run, fit: Fit) -> TrialResult:
 
     fitted = fit(training, on_epoch, False)
     trained = fitted.trained
+    spending.end(len(trained.history) - trained.n_before)
     _log_before(run, trained)
     if trained.value is None or trained.best_epoch is None:
         return _not_finite(trained)
@@ -290,7 +296,7 @@ def _run_final(task: FinalTask, run: Run, fit: Fit) -> TrialResult:
     fitted = fit(training, on_epoch, task.refit)
     trained = fitted.trained
     _log_before(run, trained)
-    if not math.isfinite(trained.history[-1]["train_loss"]) and trained.value is None:
+    if not math.isfinite(loss_of(trained.history[-1])) and trained.value is None:
         return _not_finite(trained)
     if trained.value is not None:
         _log_best(run, training.objective, trained)

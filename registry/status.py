@@ -118,14 +118,17 @@ class _Reading:
         from mlops.mlflow_store import open_client
         from registry.catalog import Catalog
 
-        catalog = Catalog(open_client(settings.direct_uri))
         try:
+            catalog = Catalog(open_client(settings.direct_uri))
             return catalog, catalog.survey(name)
         except UsageError:
             raise
-        except MlopsError as err:
+        except (
+            Exception
+        ) as err:  # a database that is damaged, say, of which MLflow lets all through
+            said = str(err) if isinstance(err, MlopsError) else first_line(err)
             self.is_wrong = True
-            self.notes.append(f"Without the registry, aliases as the ledger has them: {err}")
+            self.notes.append(f"Without the registry, aliases as the ledger has them: {said}")
             return None, None
 
 
@@ -279,7 +282,7 @@ def _watch(options: Options, settings: Settings, every_s: float) -> int:
     return watch(text, every_s, in_place=not options.json and can_redraw())
 
 
-def _with_seconds(args: Sequence[str]) -> list[str]:
+def with_seconds(args: Sequence[str]) -> list[str]:
     """Returns the arguments with a number behind a bare --watch."""
     found: list[str] = []
     for place, one in enumerate(args):
@@ -297,7 +300,7 @@ def main(args: list[str] | None = None) -> int:
         _main,
         prog="python -m registry.status",
         description="Show the champion and challenger of each model, and how their servers stand.",
-        args=_with_seconds(sys.argv[1:] if args is None else args),
+        args=with_seconds(sys.argv[1:] if args is None else args),
     )
 
 

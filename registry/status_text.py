@@ -140,7 +140,7 @@ def _faults(models: Iterable[ModelStatus]) -> Iterator[str]:
                 if faults:
                     yield f"{where}: {one.url} {', and '.join(faults)}."
                 elif one.drift.state == "drifted":
-                    yield f"{where}: the traffic of {one.url}: drift {one.drift.words}."
+                    yield f"{where}: the traffic of {one.url} {one.drift.words}."
 
 
 def _stray(one: Replica) -> str:

@@ -241,7 +241,7 @@ def check_packaging(architecture: Architecture, path: str, data: InputSpec, n_cl
         dataset_fingerprint="none",
         likelihood=architecture.likelihood(data),
     )
-    for params in _variants(architecture.space(data), architecture.baseline(data)):
+    for params in find_variants(architecture.space(data), architecture.baseline(data)):
         with tempfile.TemporaryDirectory(prefix="podium-") as scratch:
             network = Path(scratch) / "network.keras"
             try:
@@ -265,7 +265,7 @@ def check_packaging(architecture: Architecture, path: str, data: InputSpec, n_cl
                 ) from err
 
 
-def _variants(space: dict[str, BaseDistribution], baseline: Params) -> list[Params]:
+def find_variants(space: dict[str, BaseDistribution], baseline: Params) -> list[Params]:
     """Returns the baseline, and the baseline with each other choice of each categorical param."""
     found = [baseline]
     for name, distribution in space.items():

@@ -23,6 +23,12 @@ FIGURES: Final = (
     "experiments.figures.classifier:draw_calibration",
     "experiments.figures.ranking:draw_ranking",
     "experiments.figures.mistakes:draw_mistakes",
+    "experiments.figures.attribution:draw_attributions",
+    "experiments.figures.vae:draw_reconstructions",
+    "experiments.figures.vae:draw_scores",
+    "experiments.figures.latent:draw_latent_map",
+    "experiments.figures.latent:draw_latent_use",
+    "experiments.figures.latent:draw_samples",
 )
 """`module:function` of each `Figure`; imported where something is drawn."""
 

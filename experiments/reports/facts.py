@@ -51,10 +51,15 @@ class TrialFacts:
 
 @dataclass(frozen=True, slots=True)
 class HistoryPoint:
-    """A trial in the order of the search; of a pruned one the best value that it reported."""
+    """A trial in the order of the search.
+
+    Attributes:
+        counts: Whether it is complete and keeps what is required.
+        value: Of a pruned one the best that it reported.
+    """
 
     number: int
-    is_complete: bool
+    counts: bool
     value: float
 
 
@@ -114,12 +119,14 @@ class ParetoFacts:
         members, beaten: Of each trial its number and its values by metric. Of many that are beaten
             some.
         params: Of the members, by number.
+        bounds: What is required: metric and bound.
     """
 
     metrics: tuple[Objective, ...]
     members: tuple[tuple[int, Mapping[str, float]], ...]
     beaten: tuple[tuple[int, Mapping[str, float]], ...]
     params: Mapping[int, Mapping[str, Any]]
+    bounds: tuple[tuple[str, float], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -308,10 +308,11 @@ def _history(study: StudyFacts) -> Iterator[Picture]:
     if not study.history:
         return
     best = list(improvements(study.history))[-MOST_IMPROVEMENTS:]
-    caption = "Each trial in its order (cross: pruned), and the best so far (line)."
-    complete = [one.value for one in study.history if one.is_complete]
+    crosses = "pruned, or not as required" if study.requirements else "pruned"
+    caption = f"Each trial in its order (cross: {crosses}), and the best so far (line)."
+    complete = [one.value for one in study.history if one.counts]
     if complete and any(one.value < min(complete) for one in study.history):
-        caption += " What was pruned below all complete trials is drawn at the bottom."
+        caption += " What lies below all complete trials is drawn at the bottom."
     if study.n_history > len(study.history):
         caption += f" {len(study.history)} of {study.n_history} are drawn."
     yield Picture(
@@ -344,11 +345,11 @@ def _importances(study: StudyFacts) -> Iterator[Picture]:
 def _pareto_pictures(study: StudyFacts) -> Iterator[Picture]:
     if study.pareto is None or not (study.pareto.members or study.pareto.beaten):
         return
+    caption = "Trials that no other beats in all objectives (numbered), and the others."
+    if study.pareto.bounds:
+        caption += " What is required is dashed."
     for across in study.pareto.metrics[1:]:
-        yield Picture(
-            draw_pareto(study.pareto, across),
-            "Trials that no other beats in all objectives (numbered), and the others.",
-        )
+        yield Picture(draw_pareto(study.pareto, across), caption)
 
 
 def _pareto_table(study: StudyFacts) -> Iterator[Block]:

@@ -38,7 +38,7 @@ def draw_history(points: Sequence[HistoryPoint], objective: str) -> str:
     """Draws each trial's value and the best so far."""
     x = make_axis([0, *(one.number for one in points)], LEFT, WIDTH - RIGHT, room=0.02)
     # What was pruned far below the others would press them into a line.
-    complete = [one.value for one in points if one.is_complete]
+    complete = [one.value for one in points if one.counts]
     shown = complete or [one.value for one in points]
     y = make_axis(shown, HEIGHT - BOTTOM, TOP + 6)
     return wrap(
@@ -52,7 +52,7 @@ def _draw_trials(points: Sequence[HistoryPoint], x: Axis, y: Axis) -> Iterator[s
     size = 3.5 if len(points) <= 200 else 2
     for one in points:
         across, up = x.place(one.number), y.place(one.value)
-        if one.is_complete:
+        if one.counts:
             yield f'<circle class="b" cx="{across}" cy="{up}" r="{size}"/>'
         else:
             cross = f"l{2 * size} {2 * size}m0 {-2 * size}l{-2 * size} {2 * size}"
@@ -69,7 +69,7 @@ def improvements(points: Iterable[HistoryPoint]) -> Iterator[HistoryPoint]:
     """Yields the complete trials that were better than all before them."""
     best = float("-inf")
     for one in points:
-        if one.is_complete and one.value > best:
+        if one.counts and one.value > best:
             best = one.value
             yield one
 
@@ -148,8 +148,20 @@ def draw_pareto(pareto: ParetoFacts, across: Objective) -> str:
         parts.append(f'<circle class="{kind}" {place} r="{size}"/>')
         if is_member and len(pareto.members) <= MOST_LABELS:
             parts.append(draw_text(str(number), x.place(right) + 6, y.place(up) + 13, "start"))
+    parts += _draw_bounds(pareto, (x, y), (across.name, height.name))
     said = f"{height.name} over {across.name} of {len(places)} trials"
     return wrap(parts, HEIGHT, said)
+
+
+def _draw_bounds(
+    pareto: ParetoFacts, axes: tuple[Axis, Axis], names: tuple[str, str]
+) -> Iterator[str]:
+    x, y = axes
+    for metric, bound in pareto.bounds:
+        if metric == names[0] and x.low <= bound <= x.high:
+            yield f'<path class="r" d="M{x.place(bound)} {y.start}V{y.end}"/>'
+        if metric == names[1] and y.low <= bound <= y.high:
+            yield f'<path class="r" d="M{x.start} {y.place(bound)}H{x.end}"/>'
 
 
 def _label(metric: Objective) -> str:

@@ -197,7 +197,7 @@ def _read_study(
     space = describe_space(attrs["description"]["space"])
     ranked = _rank(trials, goals)
     top = tuple(_describe_trial(one, goals, kept) for one in ranked[:N_TOP])
-    best = next((one for one in top if status.best and one.number == status.best.number), None)
+    best = top[0] if top else None
     complete = [one for one in trials if _quality(one, goals) is not None]
     searched = [one.name for one in space if not one.is_fixed]
     gpu = [one.attrs[GPU_S] for one in trials if one.attrs.get(GPU_S) is not None]
@@ -277,11 +277,14 @@ def _rank(trials: Sequence[TrialRow], goals: Goals) -> list[TrialRow]:
     feasible = [
         (quality, one)
         for one in trials
-        if (quality := _quality(one, goals)) is not None
-        and (not goals.requirements or goals.are_met(_metrics(one, goals)))
+        if (quality := _quality(one, goals)) is not None and _is_feasible(one, goals)
     ]
     feasible.sort(key=lambda pair: (-pair[0], pair[1].number))
     return [one for _, one in feasible]
+
+
+def _is_feasible(trial: TrialRow, goals: Goals) -> bool:
+    return not goals.requirements or goals.are_met(_metrics(trial, goals))
 
 
 def _describe_trial(
@@ -303,7 +306,8 @@ def _read_history(trials: Sequence[TrialRow], goals: Goals) -> list[HistoryPoint
         quality = _quality(one, goals)
         value = one.reported if one.state is TrialState.PRUNED else quality
         if value is not None:
-            points.append(HistoryPoint(one.number, quality is not None, value))
+            counts = quality is not None and _is_feasible(one, goals)
+            points.append(HistoryPoint(one.number, counts, value))
     return points
 
 
@@ -312,7 +316,7 @@ def thin(points: Sequence[HistoryPoint], most: int) -> tuple[HistoryPoint, ...]:
     every = -(-len(points) // most) if points else 1
     best, chosen = float("-inf"), []
     for index, one in enumerate(points):
-        is_better = one.is_complete and one.value > best
+        is_better = one.counts and one.value > best
         if is_better:
             best = one.value
         if is_better or index % every == 0:
@@ -341,6 +345,7 @@ def _read_pareto(trials: Sequence[TrialRow], goals: Goals) -> ParetoFacts:
         members=tuple((one.number, one.values) for one in members),
         beaten=tuple(beaten[:: -(-len(beaten) // MOST_POINTS) or 1]),
         params={one.number: one.params for one in members},
+        bounds=tuple((one.metric, one.bound) for one in goals.requirements),
     )
 
 

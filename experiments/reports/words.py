@@ -10,10 +10,11 @@ from experiments.reports.facts import ParamRange
 
 
 def show_value(value: float | None) -> str:
-    """Returns a metric with four decimals; large ones (bytes, weights) as whole numbers."""
+    """Returns a metric with four decimals; counts (bytes, weights) as whole numbers."""
     if value is None:
         return "-"
-    return f"{value:.0f}" if abs(value) >= 10_000 else f"{value:.4f}"
+    is_count = abs(value) >= 10_000 or (abs(value) > 1 and float(value).is_integer())
+    return f"{value:.0f}" if is_count else f"{value:.4f}"
 
 
 def show_param(value: Any) -> str:

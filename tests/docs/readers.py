@@ -96,6 +96,8 @@ def read_options(module: str, args: list[str]) -> None:
         args.append("5")  # which may be left out there
     options = parts_of(module)
     part = args.pop(0) if module == "mlops.init" else ""
+    if module == "registry.status":
+        args = importlib.import_module(module).with_seconds(args)
     code, said = _parse(options[part], args)
     if code:
         raise WrongError(" ".join(said.split()))

@@ -223,6 +223,9 @@ def test_what_decides_no_trial_of_a_study_does_not_change_its_fingerprint(
         {"population": 4},
         {"precision": "bfloat16"},
         {"xla": "on"},
+        {"dp_epsilon": 1.0},
+        {"dp_delta": 1e-6},
+        {"dp_clip": 0.5},
     ],
 )
 def test_what_decides_a_trial_or_the_candidate_changes_the_fingerprint(

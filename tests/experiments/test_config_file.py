@@ -15,6 +15,12 @@ from experiments.config import SweepConfig
 from experiments.config_file import load_config, read_options, with_config_file, write_config
 from mlops.errors import UsageError
 
+PRIVATE = """
+dp_epsilon = 8
+dp_delta = 1e-6
+dp_clip = 0.5
+"""
+"""It cannot be together with some of the others."""
 FULL = """
 dataset = "wine.csv"
 kind = "sequence"
@@ -49,6 +55,8 @@ budget_gpu_hours = 12
 gpu_price = 2.5
 precision = "bfloat16"
 xla = "on"
+plots = "all"
+log_rows = true
 
 [space.cnn]
 filters = [16, 32]
@@ -96,16 +104,23 @@ def full(tmp_path: Path) -> Path:
     return write(tmp_path / "full.toml", FULL)
 
 
-def test_a_file_says_every_field(full: Path) -> None:
+def test_a_file_says_every_field(full: Path, tmp_path: Path) -> None:
     config, rest = with_config_file(["--json", "--config", str(full), "--trials", "3"])
     assert rest == ["--json", "--trials", "3"]
     assert config.image_size == (8, 9)
     assert config.categorical == ("year", "Vineyard")
     assert isinstance(config.timeout_s, float)
     assert config.space["cnn"]["filters"] == [16, 32]
+    private = tmp_path / "private.toml"
+    private.write_text(PRIVATE)
+    other, _ = with_config_file(["--config", str(private)])
     defaults = SweepConfig()
     for one in dataclasses.fields(SweepConfig):
-        assert getattr(config, one.name) != getattr(defaults, one.name), one.name
+        said = other if one.name.startswith("dp_") else config
+        assert getattr(said, one.name) != getattr(defaults, one.name), one.name
+    assert parse("--config", str(private), "--dp-epsilon", "3", "--dp-clip", "2") == (
+        dataclasses.replace(other, dp_epsilon=3.0, dp_clip=2.0)
+    )
 
 
 def test_no_file_means_the_defaults() -> None:
@@ -137,6 +152,8 @@ def test_the_flag_may_be_written_with_an_equals_sign(full: Path) -> None:
         ("--population 8", "population", 8),
         ("--precision float32", "precision", "float32"),
         ("--xla off", "xla", "off"),
+        ("--plots none", "plots", "none"),
+        ("--no-log-rows", "log_rows", False),
         ("--population None", "population", None),
         ("--epochs 4", "epochs", 4),
         ("--sampler grid", "sampler", "grid"),

@@ -20,7 +20,7 @@ import pytest
 from experiments import run_sweep
 from experiments.config import SweepConfig
 from experiments.environment import ENVIRONMENT
-from experiments.original import parse_target, refuse_unfit
+from experiments.original import parse_target, refuse_private, refuse_unfit
 from experiments.recipe import RECIPE, Recipe
 from experiments.reproduce import in_words, main, reproduce
 from experiments.workers.cluster import Cluster
@@ -93,7 +93,13 @@ def test_a_run_that_is_no_whole_training_is_refused(
         refuse_unfit("r", status, stage, tags)
 
 
+def test_a_private_training_cannot_be_made_again() -> None:
+    with pytest.raises(UsageError, match="its noise is drawn anew each time"):
+        refuse_private("r", {"architecture": "dnn", "dp_epsilon": "3.0"})
+
+
 def test_a_whole_trial_and_a_final_are_taken() -> None:
+    refuse_private("r", {"architecture": "dnn"})
     refuse_unfit("r", "FINISHED", "active", TRIAL)
     refuse_unfit("r", "FINISHED", "active", {"mlops.sweep": "s", "mlops.final": "refit"})
 
@@ -238,6 +244,22 @@ def test_where_nothing_is_to_be_logged_nothing_is(world: World) -> None:
     assert not world.settings.signing_key.exists()
 
 
+def test_where_the_certificate_cannot_be_laid_the_verdict_is_told_all_the_same(
+    world: World,
+) -> None:
+    def start(*asked: Any) -> Generator[Any, None, None]:
+        yield from world.start(*asked)
+
+    def delete(*asked: Any) -> Generator[Any, None, None]:
+        world.client.delete_run(world.run_id)
+        return start(*asked)
+
+    done, notes = world.reproduce(start=delete)
+    assert (done.certificate.verdict, done.path, done.key) == ("identical", None, None)
+    assert "the certificate could not be laid beside the run" in notes[-1]
+    assert in_words(done).startswith("identical: ")
+
+
 def test_strict_trains_nothing_where_anything_differs(world: World) -> None:
     world.here |= {"keras": "3.10"}
     with pytest.raises(MlopsError, match=r"nothing was trained.* keras 3\.9 -> 3\.10"):
@@ -358,6 +380,11 @@ def test_all_four_architectures_are_identical(
     for run_id in runs.values():
         done = reproduce(run_id, tracking.settings, strict=True)
         assert (done.certificate.verdict, done.changes) == ("identical", ()), in_words(done)
+    # Two threads sum the gradients of a convolution in another order.
+    done = reproduce(runs["cnn"], tracking.settings, threads=2)
+    assert done.certificate.verdict == "differs"
+    assert done.changes == (("threads", "1", "2"),)
+    assert any("differ, by at most" in one for one in done.certificate.differences)
 
 
 @pytest.mark.long

@@ -55,3 +55,9 @@ def test_what_may_hold_a_password_is_not_shown(name: str) -> None:
     settings = Settings.from_env({name: url})
     assert SECRET not in repr(settings)
     assert url in (getattr(settings, one) for one in Settings.__slots__)
+
+
+def test_replicas_are_a_list_with_commas_between() -> None:
+    said = {"MLOPS_REPLICAS": " http://a:5002, b:5002,,"}
+    assert Settings.from_env(said).replicas == ("http://a:5002", "b:5002")
+    assert Settings.from_env({}).replicas == ()

@@ -306,7 +306,7 @@ def test_a_wide_table_has_a_line_an_alias() -> None:
     stale, drifted = facts.replicas[0].url, facts.replicas[1].url
     assert lines[3:] == [
         f"digits@champion: {stale} answers with version 1, and champion is 2.",
-        f"digits@champion: the traffic of {drifted}: drift DRIFTED (PSI 0.3).",
+        f"digits@champion: the traffic of {drifted} DRIFTED (PSI 0.3).",
         "",
         "http://h:9 does not answer (connection refused).",
         "",

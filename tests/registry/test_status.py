@@ -22,7 +22,7 @@ from mlops.mlflow_store import ensure_experiment, ensure_registered_model, open_
 from mlops.settings import Settings
 from registry.events import Actor
 from registry.ledger import Ledger, open_ledger
-from registry.status import _with_seconds, main
+from registry.status import main, with_seconds
 from registry.watching import fit
 from tests.e2e.serving import free_port
 from tests.registry import test_replicas
@@ -228,6 +228,17 @@ def test_a_registry_that_does_not_answer_is_said_and_the_rest_is_shown(
     assert "is healthy" in out
 
 
+def test_a_database_that_is_damaged_is_said_and_the_rest_is_shown(
+    settings: Settings, ledger: Ledger, told: Told
+) -> None:
+    record(ledger, None, 1)
+    (settings.home / "mlflow.db").write_text("no database")
+    code, out, _ = told()
+    assert code == 1
+    assert "Without the registry" in out and "not a database" in out
+    assert "ada (MLflow login)" in out
+
+
 def test_an_unknown_name_is_answered_with_the_nearest_in_one_line(
     client: Any, ledger: Ledger, told: Told
 ) -> None:
@@ -287,10 +298,10 @@ def test_a_wrong_option_is_one_line(
 
 
 def test_a_bare_watch_has_its_seconds_and_takes_no_name_for_them() -> None:
-    assert _with_seconds(["--watch"]) == ["--watch", "5"]
-    assert _with_seconds(["--watch", NAME]) == ["--watch", "5", NAME]
-    assert _with_seconds(["--watch", "--json"]) == ["--watch", "5", "--json"]
-    assert _with_seconds([NAME, "--watch", "0.5"]) == [NAME, "--watch", "0.5"]
+    assert with_seconds(["--watch"]) == ["--watch", "5"]
+    assert with_seconds(["--watch", NAME]) == ["--watch", "5", NAME]
+    assert with_seconds(["--watch", "--json"]) == ["--watch", "5", "--json"]
+    assert with_seconds([NAME, "--watch", "0.5"]) == [NAME, "--watch", "0.5"]
 
 
 PROGRAM = """

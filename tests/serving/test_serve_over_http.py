@@ -404,7 +404,7 @@ def test_without_the_registry_the_kept_release_is_served_until_the_parent_is_gon
         (victim,) = again.folder.read_reports()
         os.kill(victim, signal.SIGKILL)
         again.await_that(lambda: victim not in again.folder.read_reports())
-        again.await_that(lambda: again.all_answer(3, n=1))
+        again.await_that(lambda: again.all_answer(3, n=1), timeout_s=120)
         assert again.metric("podium_server_restarts_total") == 1
         group = os.getpgid(next(iter(again.folder.read_reports())))
         again.process.kill()
