@@ -23,6 +23,8 @@ from tests.docs.pages import Command
 ENDLESS = ("mlops.server", "registry.serve")
 """Programs that run until Ctrl-C."""
 SERVES = "registry.serve"
+ASKS = ("curl ", "ask.py", "registry.status")
+"""What asks a server, which follows an alias in a moment: asked again until it has."""
 PORT = 5001
 FOLLOWS_S = 30.0
 """How long a server may take to follow an alias that was moved, on a machine that is busy."""
@@ -60,7 +62,7 @@ class Terminal:
             missing = first_missing(command.shown, said, self.cwd)
             if code == 0 and missing is None:
                 return said
-            reads = "curl" in text or "ask.py" in text  # of a server that follows in a moment
+            reads = any(one in text for one in ASKS)
             if not reads or time.monotonic() > until:
                 raise AssertionError(
                     f"{command.place}: {text}\nended with {code}; not printed: {missing!r}\n{said}"
