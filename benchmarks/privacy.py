@@ -65,7 +65,9 @@ def main(args: Sequence[str] | None = None) -> None:
 
     set_up_process(1)
     title = f"Accuracy at a privacy budget, {options.epochs} epochs"
-    print_heading(title, "digits", f"python -m benchmarks.privacy --seeds {options.seeds}")
+    names = " ".join(options.architectures)
+    command = f"python -m benchmarks.privacy --seeds {options.seeds} --architectures {names}"
+    print_heading(title, "digits", command)
     rows = []
     for name in options.architectures:
         for epsilon in BUDGETS:
