@@ -68,9 +68,10 @@ def make_comparison(settings: Settings, wanted: tuple[str, ...]) -> Report:
 
     from experiments.reports.comparing import compare
     from experiments.reports.comparison_page import build_comparison_page
+    from experiments.reports.data import have_same_rows
     from experiments.reports.delivery import comparison_name
     from experiments.reports.facts import to_json
-    from experiments.reports.reading import find_sweep, have_same_rows, read_sweep
+    from experiments.reports.reading import find_sweep, read_sweep
 
     ids = [find_sweep(settings, one) for one in wanted]
     if len({*ids}) < max(2, len(ids)):

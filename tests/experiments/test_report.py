@@ -19,9 +19,10 @@ from experiments.config_file import read_options
 from experiments.finals import summarise_seeds
 from experiments.report import main
 from experiments.reports.comparing import welch_interval
+from experiments.reports.data import have_same_rows
 from experiments.reports.delivery import write_report
 from experiments.reports.page import more_trials
-from experiments.reports.reading import find_sweep, have_same_rows, read_sweep
+from experiments.reports.reading import find_sweep, read_sweep
 from experiments.studies import lock_sweep
 from experiments.study import MAX_ATTEMPTS, Search
 from mlops.errors import UsageError
