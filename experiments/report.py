@@ -7,6 +7,7 @@ parent runs of the sweep, of which each architecture has one.
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -67,9 +68,10 @@ def make_comparison(settings: Settings, wanted: tuple[str, ...]) -> Report:
 
     from experiments.reports.comparing import compare
     from experiments.reports.comparison_page import build_comparison_page
+    from experiments.reports.data import have_same_rows
     from experiments.reports.delivery import comparison_name
     from experiments.reports.facts import to_json
-    from experiments.reports.reading import find_sweep, have_same_rows, read_sweep
+    from experiments.reports.reading import find_sweep, read_sweep
 
     ids = [find_sweep(settings, one) for one in wanted]
     if len({*ids}) < max(2, len(ids)):
@@ -90,7 +92,7 @@ class Options:
     compare: Annotated[tuple[str, ...], tyro.conf.arg(metavar="SWEEP SWEEP")] = ()
     """Two sweeps or more, to put side by side."""
     out: Annotated[Path | None, tyro.conf.arg(metavar="FOLDER")] = None
-    """Where the files go; by default the folder of the sweep in MLOPS_HOME."""
+    """Where the files go; by default the sweep's folder in MLOPS_HOME, if it was begun there."""
     no_log: bool = False
     """Write the files, and log them to no run."""
     json: bool = False
@@ -100,8 +102,7 @@ class Options:
 
 
 def _main(options: Options) -> int:
-    from experiments.reports.delivery import log_files, write_page
-    from experiments.studies import sweep_folder
+    from experiments.reports.delivery import write_page
 
     settings = Settings.from_env()
     if (options.sweep is None) == (not options.compare):
@@ -110,19 +111,42 @@ def _main(options: Options) -> int:
         report = make_comparison(settings, options.compare)
     else:
         report = make_report(settings, str(options.sweep))
-    folder = options.out or sweep_folder(settings.home, report.sweeps[0].sweep_id)
+    folder = options.out or _choose_folder(settings, report.sweeps[0])
     files = write_page(report.page, folder, report.name)
     shown = say if options.json else answer
     for path in files:
         shown(str(path))
     if not options.no_log:
-        for sweep in report.sweeps:
-            problem = log_files(settings, sweep, files)
-            if problem is not None:
-                say(problem)
+        for problem in _log(settings, report.sweeps, files):
+            say(problem)
     if options.json:
         answer_json({**report.data, "files": [str(path) for path in files]})
     return 0
+
+
+def _choose_folder(settings: Settings, sweep: SweepFacts) -> Path:
+    """Returns the sweep's folder; of one that was begun in another home one where this is typed.
+
+    A folder in this home would tell others that the sweep was begun here.
+    """
+    from experiments.studies import home_of, sweep_folder
+
+    folder = sweep_folder(settings.home, sweep.sweep_id)
+    if folder.is_dir() or sweep.home == home_of(settings):
+        return folder
+    return Path(f"report-{sweep.sweep_id}").absolute()
+
+
+def _log(settings: Settings, sweeps: Sequence[SweepFacts], files: Sequence[Path]) -> Iterator[str]:
+    """Logs the files to the runs of the sweeps; yields why some are not there yet."""
+    from experiments.reports.delivery import log_files
+
+    if len({one.dataset.fingerprint for one in sweeps}) > 1:
+        # Who erases one of the datasets would leave it in the runs of the other.
+        yield "The comparison is not logged: it speaks of several datasets."
+        return
+    problems = [log_files(settings, one, files) for one in sweeps]
+    yield from dict.fromkeys(one for one in problems if one is not None)
 
 
 def main(args: list[str] | None = None) -> int:

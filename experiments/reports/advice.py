@@ -285,8 +285,8 @@ def _widen(study: StudyFacts) -> Iterator[Advice]:
 
 def _fix_unimportant(study: StudyFacts, best: TrialFacts) -> Iterator[Advice]:
     told = study.importances
-    if told.n < ENOUGH_TO_FIX:
-        return
+    if told.n < ENOUGH_TO_FIX or len(study.objectives) > 1:
+        return  # what hardly matters for the quality may decide the cost
     small = [(name, share) for name, share in told.shares if share < UNIMPORTANT]
     if not small or len(small) == len(told.shares):
         return

@@ -333,7 +333,7 @@ def _importances(study: StudyFacts) -> Iterator[Picture]:
     yield Picture(
         draw_shares(told.shares),
         f"How much each param has to do with being one of the best {told.n_best} of {told.n} "
-        "complete trials (PED-ANOVA).",
+        f"complete trials by {study.objective} (PED-ANOVA).",
         Table(
             ("param", "share"),
             tuple((Code(name), f"{100 * share:.1f} %") for name, share in told.shares),

@@ -26,8 +26,8 @@ from experiments.goals import METRICS, Goals, goals_of_study
 from experiments.objectives import OBJECTIVES
 from experiments.overview import State, StudyStatus
 from experiments.pareto import Point, find_members
+from experiments.reports.data import read_dataset
 from experiments.reports.facts import (
-    DatasetFacts,
     Failure,
     HistoryPoint,
     ParamRange,
@@ -41,10 +41,7 @@ from experiments.reports.rows import BEST_EPOCH, REASON, RETRY_OF, TrialRow, rea
 from experiments.standing import GPU_S
 from experiments.status import get_sweep, next_commands
 from experiments.studies import CONFIG, ENVIRONMENT, sweep_folder
-from experiments.study_removal import DATASET
 from experiments.study_rows import StudyRow, read_studies
-from mlops.data import PARTS, Dataset
-from mlops.dataset_store import DatasetStore, open_dataset_store
 from mlops.errors import MlopsError, UsageError, choose
 from mlops.settings import Settings
 
@@ -53,7 +50,6 @@ N_TOP: Final = 10
 MOST_POINTS: Final = 1000
 """Trials of each study that are kept for its pictures."""
 N_EXAMPLES: Final = 5
-ROWS_AT_ONCE: Final = 4096
 
 
 def find_sweep(settings: Settings, wanted: str) -> str:
@@ -116,7 +112,7 @@ def read_sweep(settings: Settings, sweep_id: str, state: State | None = None) ->
         ended=_iso(max((one.ended for one in trials if one.ended), default=None)),
         busy_s=measure_busy(trials, datetime.now(UTC) if status.state == "running" else None),
         gpu_price=None if config is None else config.gpu_price,
-        dataset=_read_dataset(settings, known[0][0].attrs, config),
+        dataset=read_dataset(settings, known[0][0].attrs, config),
         config={} if config is None else config.to_json(),
         config_file=None if config is None else str(sweep_folder(settings.home, sweep_id) / CONFIG),
         environment=known[0][0].attrs.get(ENVIRONMENT, {}),
@@ -149,40 +145,6 @@ def _read_config(settings: Settings, sweep_id: str) -> SweepConfig | None:
         return read_options(load_config(path), str(path)) if path.is_file() else None
     except MlopsError:  # of another version
         return None
-
-
-def _read_dataset(
-    settings: Settings, attrs: Mapping[str, Any], config: SweepConfig | None
-) -> DatasetFacts:
-    """Looks only where a copy lies on this machine: a report is no reason to fetch gigabytes."""
-    fingerprint = attrs.get(DATASET)
-    name = str(attrs.get("experiment") if config is None else config.dataset)
-    dataset = find_dataset(settings, fingerprint)
-    return DatasetFacts(name, fingerprint) if dataset is None else describe_dataset(dataset)
-
-
-def find_dataset(settings: Settings, fingerprint: str | None) -> Dataset | None:
-    """Returns a dataset that lies on this machine; None of any other, or of a damaged one."""
-    try:
-        store = DatasetStore(open_dataset_store(settings).folder)
-        return store.get(fingerprint) if fingerprint and store.has(fingerprint) else None
-    except MlopsError:
-        return None
-
-
-def describe_dataset(dataset: Dataset) -> DatasetFacts:
-    """Returns what a report says of a dataset."""
-    from experiments.preparation import rows_in_words
-
-    return DatasetFacts(
-        name=dataset.name,
-        fingerprint=dataset.fingerprint,
-        source=dataset.source,
-        rows=rows_in_words(dataset),
-        counts=dataset.counts(),
-        class_names=dataset.class_names,
-        class_counts=tuple(dataset.class_counts("train")),
-    )
 
 
 def _read_study(
@@ -379,35 +341,3 @@ def run_keys(settings: Settings, sweep_id: str) -> list[str]:
     """Returns the keys of a sweep's parent runs."""
     studies = read_studies(settings.study_url)
     return [one.attrs["run_key"] for one in studies if one.sweep == sweep_id]
-
-
-def have_same_rows(settings: Settings, fingerprints: Sequence[str | None]) -> bool | None:
-    """Tells whether datasets have the same validation and test rows, in the same order.
-
-    None where one of them does not lie on this machine. Rows that were added elsewhere move none
-    of them (`mlops.data`).
-    """
-    found = [find_dataset(settings, one) for one in dict.fromkeys(fingerprints)]
-    first, *others = found
-    if first is None or None in others:
-        return None
-    return all(one is not None and _are_alike(first, one) for one in others)
-
-
-def _are_alike(one: Dataset, other: Dataset) -> bool:
-    import numpy as np
-
-    if one.class_names != other.class_names or one.categories != other.categories:
-        return False
-    for code in (PARTS.index("val"), PARTS.index("test")):
-        mine, theirs = (np.flatnonzero(it.split == code) for it in (one, other))
-        if len(mine) != len(theirs) or one.x.shape[1:] != other.x.shape[1:]:
-            return False
-        if not np.array_equal(one.y[mine], other.y[theirs]):
-            return False
-        for start in range(0, len(mine), ROWS_AT_ONCE):
-            part = slice(start, start + ROWS_AT_ONCE)
-            same = np.array_equal(one.x[mine[part]], other.x[theirs[part]], equal_nan=True)
-            if not same:
-                return False
-    return True

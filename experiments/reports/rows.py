@@ -1,7 +1,6 @@
 """Trials as rows of Optuna's tables: what a report needs of them, in a few queries a sweep.
 
-Optuna's own reading loads all that belongs to each trial, one object at a time; of ten thousand
-trials that takes most of a minute, and this a second or two. Nothing is written.
+Optuna's own reading loads all that belongs to each trial, one object at a time. Nothing is written.
 """
 
 from __future__ import annotations

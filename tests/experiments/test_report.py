@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +19,10 @@ from experiments.config_file import read_options
 from experiments.finals import summarise_seeds
 from experiments.report import main
 from experiments.reports.comparing import welch_interval
+from experiments.reports.data import have_same_rows
 from experiments.reports.delivery import write_report
 from experiments.reports.page import more_trials
-from experiments.reports.reading import find_sweep, have_same_rows, read_sweep
+from experiments.reports.reading import find_sweep, read_sweep
 from experiments.studies import lock_sweep
 from experiments.study import MAX_ATTEMPTS, Search
 from mlops.errors import UsageError
@@ -217,6 +219,8 @@ def test_sweeps_on_other_rows_are_said_to_be_not_comparable(
     assert not found["is_comparable"] and found["differences"] == []
     assert "on other validation or test rows" in found["about_data"]
     assert "None is computed" in Path(found["files"][0]).read_text()
+    assert main(["--compare", "one", "two"]) == 0
+    assert "not logged: it speaks of several datasets" in capsys.readouterr().err
     assert have_same_rows(settings, [one.fingerprint, one.fingerprint]) is True
     assert have_same_rows(settings, [one.fingerprint, "1" * 64]) is None
 
@@ -239,11 +243,19 @@ def test_a_report_that_cannot_be_made_fails_no_sweep(settings: Settings, tmp_pat
 
 
 def test_the_runs_of_another_home_get_no_report_from_here(
-    settings: Settings, capsys: pytest.CaptureFixture[str]
+    settings: Settings,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     end(begin(settings, home="far:/other home"))
+    shutil.rmtree(settings.home / "sweeps")
+    monkeypatch.chdir(tmp_path)
     assert main(["digits-1"]) == 0
-    assert "not logged: its sweep is unfinished and was begun in another" in capsys.readouterr().err
+    said = capsys.readouterr()
+    assert "not logged: its sweep is unfinished and was begun in another home" in said.err
+    assert said.out.splitlines()[0] == str(tmp_path / "report-digits-1" / "report.html")
+    assert not (settings.home / "sweeps").exists()
     assert not (settings.home / "journal").exists()
 
 

@@ -97,6 +97,9 @@ def test_params_that_hardly_matter_are_fixed_at_the_best_values() -> None:
     shares = (("learning_rate", 0.97), ("dropout", 0.02), ("cell", 0.01))
     one = the_only(advise(sweep(study(importances=Importances(shares, 6, 60)))))
     assert one.options == ("--fix", "dnn.dropout=0.25", "--fix", "dnn.cell=gru")
+    both = ("val_accuracy", "latency_ms")
+    several = study(importances=Importances(shares, 6, 60), objectives=both)
+    assert len(advise(sweep(several))) == 1
     few = study(importances=Importances(shares, 5, 20))
     assert len(advise(sweep(few))) == 1
 

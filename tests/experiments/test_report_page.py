@@ -204,7 +204,7 @@ def test_the_page_says_all_that_it_is_asked_for() -> None:
             "x (500), b (100)",
             "version 3",
             "ValueError: x",
-            "dnn.dropout=0.49",
+            "--epochs 40",
             "registry.promote",
             "--warm-start x-1",
             "latency_ms&lt;9",
