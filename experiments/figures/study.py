@@ -11,11 +11,11 @@ from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
-import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution, IntDistribution
 from optuna.trial import FrozenTrial, TrialState
 
 from experiments.figures.canvas import BLUE, GREY, label, new_canvas, save, write_json
+from experiments.importances import measure_importances
 from experiments.study import Search
 
 FEWEST: Final = 4
@@ -45,7 +45,7 @@ class Trials:
     Attributes:
         title: What the study is called.
         objective: What its trials are compared by; more is better.
-        params: Each param's distribution, those that count most first.
+        params: Each param's distribution, those that count most first where that is known.
         values: By param, of each trial; None where a trial does not have it.
         quality: (trials,) the objective.
         numbers: (trials,) of the trials, in the order they were asked for.
@@ -62,22 +62,23 @@ class Trials:
 def write_study_figures(search: Search, folder: Path) -> None:
     """Writes importances.json, importances.png, parallel_coordinates.png and slice.png.
 
-    Nothing where fewer than 4 trials are complete, or all are as good. It raises nothing: what
-    cannot be drawn is not there.
+    Nothing where fewer than 4 trials are complete, or all are as good; no importances where too few
+    are complete to tell (`experiments.importances`). It raises nothing: what cannot be drawn is not
+    there.
     """
     try:
         complete = _choose(search.study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)))
         quality = np.array([search.goals.quality_of(trial) for trial in complete])
         if len(complete) < FEWEST or float(np.ptp(quality)) == 0.0:
             return
-        importances = measure_importances(complete, search.goals.quality_of)
+        changed = _find_changed(complete)
+        importances = dict(measure_importances(complete, quality.tolist(), changed).shares)
     except Exception:
         _log.warning("the figures of %s failed", search.name, exc_info=True)
         return
-    trials = _read(search, complete, quality, importances)
+    trials = _read(search, complete, quality, list(importances) or changed)
     draws: dict[str, Callable[[], Any]] = {
-        "importances.json": lambda: write_json(folder / "importances.json", importances),
-        "importances.png": lambda: _draw_importances(trials, importances),
+        "importances.png": lambda: _draw_importances(trials, importances, folder),
         "parallel_coordinates.png": lambda: _draw_parallel(trials),
         "slice.png": lambda: _draw_slices(trials),
     }
@@ -99,50 +100,26 @@ def _choose(trials: list[FrozenTrial]) -> list[FrozenTrial]:
     return [trials[index] for index in np.sort(chosen)]
 
 
-def measure_importances(
-    trials: Sequence[FrozenTrial], quality_of: Callable[[FrozenTrial], float]
-) -> dict[str, float]:
-    """Returns each param's share, 0 to 1, in how trials differ, the largest first.
-
-    By PED-ANOVA: how far the values of the best tenth of the trials are spread otherwise than those
-    of all, each param alone (Watanabe, Bansal & Hutter 2023, section 3); they add up to 1. What a
-    param does only together with another is not in it. Params that never changed are left out;
-    empty where none did.
-    """
-    changed = [
+def _find_changed(trials: Sequence[FrozenTrial]) -> list[str]:
+    """Returns the params that all trials have, and not all with the same value."""
+    return [
         name
         for name in trials[0].params
         if all(name in one.params for one in trials)
         and len({one.params[name] for one in trials}) > 1
     ]
-    if not changed:
-        return {}
-    study = optuna.create_study(direction="maximize")
-    study.add_trials(
-        [
-            optuna.trial.create_trial(
-                params={name: one.params[name] for name in changed},
-                distributions={name: one.distributions[name] for name in changed},
-                value=quality_of(one),
-            )
-            for one in trials
-        ]
-    )
-    evaluator = optuna.importance.PedAnovaImportanceEvaluator()
-    found = optuna.importance.get_param_importances(study, evaluator=evaluator)
-    return {name: float(share) for name, share in found.items()}
 
 
 def _read(
     search: Search,
     complete: Sequence[FrozenTrial],
     quality: npt.NDArray[np.float64],
-    importances: Mapping[str, float],
+    names: Sequence[str],
 ) -> Trials:
     space: dict[str, BaseDistribution] = {}
     for trial in complete:
         space = {**trial.distributions, **space}
-    chosen = [name for name in importances if name in space][:MOST_PARAMS]
+    chosen = [name for name in names if name in space][:MOST_PARAMS]
     return Trials(
         title=search.name,
         objective=search.description.objective,
@@ -153,9 +130,10 @@ def _read(
     )
 
 
-def _draw_importances(trials: Trials, importances: Mapping[str, float]) -> Any:
+def _draw_importances(trials: Trials, importances: Mapping[str, float], folder: Path) -> Any:
     if not importances:
         return None
+    write_json(folder / "importances.json", importances)
     names = list(importances)[:MOST_PARAMS]
     shares = [importances[name] for name in names]
     canvas = new_canvas(6.4, 1.4 + 0.36 * len(names))

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from experiments.finals import SeedSummary
+from experiments.importances import Importances
 from experiments.objectives import Objective
 from experiments.overview import State
 
@@ -76,22 +77,6 @@ class Failure:
     n: int
     numbers: tuple[int, ...]
     params: tuple[Mapping[str, Any], ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class Importances:
-    """What tells a study's best trials from the others, by param, the most important first.
-
-    Attributes:
-        shares: They add up to 1; empty where they cannot be told, and `why_none` says why.
-        n_best: How many trials count as the best.
-        n: Of so many complete ones.
-    """
-
-    shares: tuple[tuple[str, float], ...] = ()
-    n_best: int = 0
-    n: int = 0
-    why_none: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,6 +23,7 @@ from experiments.config import SweepConfig
 from experiments.config_file import load_config, read_options
 from experiments.finals import SeedSummary, summarise_seeds
 from experiments.goals import METRICS, Goals, goals_of_study
+from experiments.importances import measure_importances
 from experiments.objectives import OBJECTIVES
 from experiments.overview import State, StudyStatus
 from experiments.pareto import Point, find_members
@@ -36,7 +37,6 @@ from experiments.reports.facts import (
     SweepFacts,
     TrialFacts,
 )
-from experiments.reports.importances import measure_importances
 from experiments.reports.rows import BEST_EPOCH, REASON, RETRY_OF, TrialRow, read_rows
 from experiments.standing import GPU_S
 from experiments.status import get_sweep, next_commands

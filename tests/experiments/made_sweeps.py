@@ -20,10 +20,10 @@ from experiments.architectures import Description
 from experiments.config import SweepConfig
 from experiments.config_file import write_config
 from experiments.finals import Finals
+from experiments.importances import Importances
 from experiments.kept_result import keep_result
 from experiments.reports.facts import (
     DatasetFacts,
-    Importances,
     StudyFacts,
     SweepFacts,
     TrialFacts,

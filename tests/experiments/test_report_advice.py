@@ -8,9 +8,10 @@ from typing import Any
 import pytest
 
 from experiments.finals import summarise_seeds
+from experiments.importances import Importances
 from experiments.reports.advice import Advice, advise
 from experiments.reports.edges import find_edges
-from experiments.reports.facts import DatasetFacts, Failure, Importances, ParamRange
+from experiments.reports.facts import DatasetFacts, Failure, ParamRange
 from experiments.space import narrow
 from tests.experiments.made_sweeps import SPACE, study, sweep, trial
 

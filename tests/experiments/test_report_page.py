@@ -16,6 +16,7 @@ from markdown_it import MarkdownIt
 from optuna.distributions import CategoricalDistribution, FloatDistribution, distribution_to_json
 
 from experiments.finals import summarise_seeds
+from experiments.importances import Importances
 from experiments.objectives import OBJECTIVES
 from experiments.reports.advice import advise
 from experiments.reports.axes import make_axis, write_number
@@ -26,7 +27,6 @@ from experiments.reports.facts import (
     DatasetFacts,
     Failure,
     HistoryPoint,
-    Importances,
     ParetoFacts,
     SweepFacts,
 )

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
-from typing import Final
-
-from experiments.reports.facts import Importances
-from experiments.reports.rows import TrialRow
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final, Protocol
 
 LEAST: Final = 10
 """Complete trials below which nothing is told."""
@@ -17,8 +15,35 @@ MOST: Final = 2000
 """Complete trials that are looked at; of more, every second, third ... by rank."""
 
 
+class Tried(Protocol):
+    """A trial, as Optuna or a reading of its database has it."""
+
+    @property
+    def number(self) -> int: ...
+    @property
+    def params(self) -> Mapping[str, Any]: ...
+    @property
+    def distributions(self) -> Mapping[str, Any]: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Importances:
+    """What tells a study's best trials from the others, by param, the most important first.
+
+    Attributes:
+        shares: They add up to 1; empty where they cannot be told, and `why_none` says why.
+        n_best: How many trials count as the best.
+        n: Of so many complete ones.
+    """
+
+    shares: tuple[tuple[str, float], ...] = ()
+    n_best: int = 0
+    n: int = 0
+    why_none: str | None = None
+
+
 def measure_importances(
-    trials: Sequence[TrialRow], values: Sequence[float], searched: Sequence[str]
+    trials: Sequence[Tried], values: Sequence[float], searched: Sequence[str]
 ) -> Importances:
     """Returns each param's share by PED-ANOVA (Watanabe, Bansal & Hutter 2023, section 3).
 
@@ -46,7 +71,7 @@ def measure_importances(
 
 
 def _evaluate(
-    trials: Sequence[TrialRow], values: Sequence[float], searched: Sequence[str], n_best: int
+    trials: Sequence[Tried], values: Sequence[float], searched: Sequence[str], n_best: int
 ) -> dict[str, float]:
     import optuna
 
