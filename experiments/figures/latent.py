@@ -67,31 +67,29 @@ def draw_latent_map(subject: Subject, folder: Path) -> None:
     axes.grid(alpha=0.3)
     save(figure, folder / "latent_map.png")
     if subject.may_show_rows:
-        names = ["" if labels is None else subject.class_names[i] for i in _indices(labels, len(z))]
         head = ("class", *(f"z{i}" for i in range(z.shape[1])))
-        numbers = ((f"{value:.6g}" for value in row) for row in z[is_finite])
-        lines = [(name, *row) for name, row in zip(names, numbers, strict=False)]
+        classes = [""] * len(z) if labels is None else [subject.class_names[i] for i in labels]
+        kept = zip(classes, z[is_finite], strict=labels is not None)
+        lines = [(name, *(f"{value:.6g}" for value in row)) for name, row in kept]
         write_table(folder / "latent_map.csv", head, lines)
-
-
-def _indices(labels: npt.NDArray[np.int64] | None, n: int) -> list[int]:
-    return [0] * n if labels is None else labels.tolist()
 
 
 def project(z: Floats) -> tuple[Floats, tuple[str, str]]:
     """Returns points (n, 2) and what their axes are.
 
     Two dimensions stay as they are, one lies on a line. Of more the first two principal components
-    (Jolliffe 2002, section 1.1), each with the share of the variance that it has.
+    (Jolliffe 2002, section 1.1), each with the share of the variance that it has. Fewer than two
+    rows have no components: they are at 0.
     """
     if z.shape[1] <= 2:
         points = np.zeros((len(z), 2))
         points[:, : z.shape[1]] = z
         return points, ("z0", "z1" if z.shape[1] == 2 else "")
+    if len(z) < 2:
+        return np.zeros((len(z), 2)), ("", "")
     centred = z - z.mean(axis=0)
     _, sizes, directions = np.linalg.svd(centred, full_matrices=False)
-    total = np.square(sizes).sum()
-    shares = np.square(sizes) / total if total > 0 else np.zeros(len(sizes))
+    shares = np.square(sizes) / max(np.square(sizes).sum(), np.finfo(float).tiny)
     first, second = (f"component {i + 1}: {shares[i]:.0%} of the variance" for i in range(2))
     return centred @ directions[:2].T, (first, second)
 
@@ -128,13 +126,19 @@ def draw_latent_use(subject: Subject, folder: Path) -> None:
 def latent_use(z_mean: Floats, z_log_var: Floats) -> tuple[Floats, Floats]:
     """Returns each dimension's mean KL in nats, and the variance of its mean over rows, both (k,).
 
+    Rows that are not finite are left out.
+
     Args:
         z_mean: (n, k).
         z_log_var: (n, k).
     """
     mean, log_var = z_mean.astype(np.float64), z_log_var.astype(np.float64)
-    kl = -0.5 * (1.0 + log_var - np.square(mean) - np.exp(log_var))
-    return kl.mean(axis=0), mean.var(axis=0)
+    with np.errstate(over="ignore", invalid="ignore"):
+        kl = -0.5 * (1.0 + log_var - np.square(mean) - np.exp(log_var))
+    is_finite = np.isfinite(kl).all(axis=1) & np.isfinite(mean).all(axis=1)
+    if not is_finite.any():
+        return np.zeros(mean.shape[1]), np.zeros(mean.shape[1])
+    return kl[is_finite].mean(axis=0), mean[is_finite].var(axis=0)
 
 
 def draw_samples(subject: Subject, folder: Path) -> None:

@@ -99,11 +99,12 @@ def test_rows_without_a_finite_score_leave_the_others_theirs(tmp_path: Path) -> 
     broken = replace(subject, outputs=outputs)
     draw_scores(broken, tmp_path)
     draw_latent_map(broken, tmp_path)
+    draw_latent_use(broken, tmp_path)
     without = replace(subject, outputs=[np.delete(output, 3, axis=0) for output in outputs])
     (tmp_path / "without").mkdir()
-    draw_scores(without, tmp_path / "without")
-    same = lines_of(tmp_path / "without" / "anomaly_score.csv")
-    assert lines_of(tmp_path / "anomaly_score.csv") == same
+    for draw, name in ((draw_scores, "anomaly_score.csv"), (draw_latent_use, "latent_use.csv")):
+        draw(without, tmp_path / "without")
+        assert lines_of(tmp_path / name) == lines_of(tmp_path / "without" / name)
 
 
 def test_reconstruction_errors_are_written_by_feature(tmp_path: Path) -> None:
@@ -151,6 +152,7 @@ def test_two_dimensions_are_shown_as_they_are_and_more_by_their_components() -> 
         share = points[:, i].var() / wide.var(axis=0).sum()
         assert name == f"component {i + 1}: {share:.0%} of the variance"
         assert abs(np.corrcoef(points[:, i], wide[:, column])[0, 1]) > 0.95
+    assert project(np.ones((1, 3)))[0].tolist() == [[0.0, 0.0]]
     assert project(np.ones((4, 3)))[1][0] == "component 1: 0% of the variance"
 
 
