@@ -17,6 +17,7 @@ from urllib.parse import urlencode
 
 from playwright.sync_api import Page, sync_playwright
 
+from experiments.figures import FOLDER
 from experiments.results import runs_url
 from mlops.mlflow_store import open_client
 from mlops.server import open_server
@@ -96,9 +97,13 @@ def show_compared(
 
 
 def show_artifact(page: Page, server_url: str, experiment: str, run: str, path: str) -> None:
-    """Opens a run's page at one of its artifacts, and waits for its name."""
-    page.goto(f"{server_url}/#/experiments/{experiment}/runs/{run}/artifacts/{path}")
-    page.get_by_text(path.rpartition("/")[2]).first.wait_for()
+    """Opens a run at a picture or a page among its artifacts, and waits until it is there."""
+    where = f"#/experiments/{experiment}/runs/{run}/artifacts/{path}"
+    page.goto(f"{server_url}/{where}?workflowType=machine_learning")
+    if path.endswith(".png"):
+        page.get_by_role("img", name=path).wait_for()
+    else:
+        page.frame_locator("iframe").get_by_role("heading").first.wait_for()
 
 
 def show_registry(page: Page, server_url: str, model: str) -> None:
@@ -121,6 +126,20 @@ def find_trials(client: Any, experiment: str) -> list[str]:
     return [run.info.run_id for run in client.search_runs([experiment], query)]
 
 
+def find_parents(client: Any, experiment: str, architecture: str) -> list[str]:
+    """Returns the run ids of an architecture's studies."""
+    query = f"tags.`mlops.architecture` = '{architecture}'"
+    found = client.search_runs([experiment], query)
+    return [run.info.run_id for run in found if "mlflow.parentRunId" not in run.data.tags]
+
+
+def find_drawn(client: Any, experiment: str, architecture: str) -> list[str]:
+    """Returns the run ids of an architecture's trials that have figures."""
+    query = f"tags.`mlops.trial` != '' and tags.`mlops.architecture` = '{architecture}'"
+    found = [run.info.run_id for run in client.search_runs([experiment], query)]
+    return [run_id for run_id in found if client.list_artifacts(run_id, FOLDER)]
+
+
 def main(folder: str = "docs/pictures") -> int:
     settings = Settings.from_env()
     with open_server(settings) as server, open_page() as page:
@@ -137,6 +156,11 @@ def main(folder: str = "docs/pictures") -> int:
         show_compared(page, server.url, experiment.experiment_id, trials, params)
         page.wait_for_timeout(1000)
         page.screenshot(path=str(Path(folder) / "compared.png"))
+        (best,) = find_drawn(client, experiment.experiment_id, "cnn")
+        path = "plots/attribution.png"
+        show_artifact(page, server.url, experiment.experiment_id, best, path)
+        page.wait_for_timeout(1000)
+        page.screenshot(path=str(Path(folder) / "figures.png"))
         show_registry(page, server.url, "digits-classifier")
         page.wait_for_timeout(1000)
         page.screenshot(path=str(Path(folder) / "registry.png"))

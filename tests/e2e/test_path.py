@@ -14,9 +14,12 @@ from mlops.dataset_store import open_dataset_store
 from mlops.mlflow_store import open_client, open_store_client
 from tests.e2e.conftest import Swept
 from tests.e2e.pictures import (
+    find_drawn,
+    find_parents,
     find_trials,
     open_page,
     search_runs,
+    show_artifact,
     show_card,
     show_charts,
     show_compared,
@@ -124,7 +127,8 @@ def test_the_runs_can_be_compared_in_a_browser_at_the_address_the_sweep_printed(
         page.screenshot(path=str(tmp_path / "charts.png"))
         assert (tmp_path / "charts.png").stat().st_size > 20_000
         experiment = printed.partition("/#/experiments/")[2].partition("/")[0]
-        trials = find_trials(open_client(server.url), experiment)
+        client = open_client(server.url)
+        trials = find_trials(client, experiment)
         params = ("architecture", "learning_rate", "batch_size")
         show_compared(page, server.url, experiment, trials, params)
         assert page.get_by_text(f"Comparing {len(trials)} Runs").is_visible()
@@ -135,6 +139,11 @@ def test_the_runs_can_be_compared_in_a_browser_at_the_address_the_sweep_printed(
             page.locator(".js-plotly-plot:visible").first.wait_for()
         search_runs(page, url, 'params.architecture = "dnn" and metrics.val_loss < 100', "dnn-000")
         page.get_by_text("cnn-000", exact=True).first.wait_for(state="detached")
+        (best,) = find_drawn(client, experiment, "dnn")
+        for name in ("confusion_matrix", "calibration", "learning_curves", "attribution"):
+            show_artifact(page, server.url, experiment, best, f"plots/{name}.png")
+        (parent,) = find_parents(client, experiment, "dnn")
+        show_artifact(page, server.url, experiment, parent, "report.html")
         show_registry(page, server.url, "digits-classifier")
         show_card(page, server.url, "digits-classifier", 1)
         assert page.get_by_text("better_than_chance").first.is_visible()
