@@ -238,6 +238,7 @@ def report_training(name: str, dataset: Dataset, epochs: int = 3) -> dict[str, A
         "epsilons": [one["dp_epsilon"] for one in found.history],
         "names": sorted(found.history[0]),
         "value": found.value,
+        "elbos": [one.get("val_elbo") for one in found.history],
         "packaged": len(architecture.to_package(found.model).layers),
     }
 

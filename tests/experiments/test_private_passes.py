@@ -99,6 +99,6 @@ def test_every_architecture_trains_privately_and_goes_on_from_a_checkpoint() -> 
         assert report["epsilons"][-1] <= 8.0, name
         # Means over training rows would tell of them without any noise.
         assert not [one for one in report["names"] if one.startswith("train")], name
-    for name in ("dnn", "rnn"):
-        assert reports[name]["value"] > 0.2, name  # by chance it is 0.1
-    assert reports["vae"]["value"] > -44.0  # before it is trained -44.4
+    assert reports["dnn"]["value"] > 0.2  # by chance it is 0.1
+    first, *_, last = reports["vae"]["elbos"]
+    assert last > first
