@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from benchmarks.tables import print_heading, print_rows
-from experiments.privacy import CLIP, default_delta, plan
+from experiments.privacy.accounting import CLIP, default_delta, plan
 
 BUDGETS = (None, 8.0, 3.0, 1.0)
 PARAMS: dict[str, dict[str, Any]] = {

@@ -14,7 +14,7 @@ from experiments.built_in import BUILT_IN, architecture_path
 from experiments.config import SweepConfig
 from experiments.entries import parse_fix, show, static_errors, table_name
 from experiments.objectives import are_several, parse_objectives, parse_requirements
-from experiments.privacy import LARGEST_EPSILON
+from experiments.privacy.accounting import LARGEST_EPSILON
 from mlops.errors import UsageError, choose
 from mlops.tracking import RELEASES
 

@@ -16,7 +16,6 @@ from typing import Any, NamedTuple
 
 from experiments.architectures import Description, Params
 from experiments.asking import Asking
-from experiments.budget import Budget, note_spent
 from experiments.config import SweepConfig
 from experiments.config_file import write_config
 from experiments.figures.chosen import ChosenFigures
@@ -24,7 +23,8 @@ from experiments.finals import Final, Finals
 from experiments.interrupt import Stop
 from experiments.networks import Networks
 from experiments.population_trial import PopulationTask, run_population
-from experiments.privacy import Privacy
+from experiments.privacy.accounting import Privacy
+from experiments.privacy.budget import Budget, note_spent
 from experiments.progress import Progress
 from experiments.reports.delivery import write_report
 from experiments.results import (

@@ -13,8 +13,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from experiments.device_rows import DEVICE_SHARE, KeptRows
 from experiments.numerics import Numerics
-from experiments.passes import DEVICE_SHARE, KeptRows
 
 DEVICE_BYTES = 2**31
 """Rows up to this size are kept on a device that does not tell its memory: a CPU."""

@@ -6,25 +6,22 @@ small network's batches one by one through an input pipeline, which takes longer
 variables yet. Under another backend, and where it runs eagerly, a pass is Keras' own.
 
 On a GPU training rows stay in its memory from one epoch to the next where they have room there
-(`KeptRows`), and batches are gathered there. Of a CPU's rows each pass takes slices.
+(`device_rows`), and batches are gathered there. Of a CPU's rows each pass takes slices.
 """
 
 from __future__ import annotations
 
 import functools
-import operator
 from collections.abc import Callable, Iterator
 from typing import Any, Protocol
 
 import numpy as np
 
+from experiments.device_rows import DEVICE_SHARE, KeptRows
 from experiments.numerics import DEFAULT, Numerics
-from experiments.privacy import Privacy
+from experiments.privacy.accounting import Privacy
 
 EVALUATION_BATCH = 512
-DEVICE_SHARE = 0.1
-"""Of a GPU's free memory, what training rows may take. Small, since other processes may train on
-the same GPU, each of which finds the same memory free."""
 CHUNK_BYTES = 64 * 2**20
 """Rows that are handed to a compiled loop at once: a dataset larger than this, or one that is
 mapped from disk, is never copied whole."""
@@ -68,7 +65,7 @@ def open_passes(
 
     make_variables(model, tuple(part[:1] for part in rows))
     if privacy is not None:
-        from experiments.private_passes import PrivatePasses
+        from experiments.privacy.passes import PrivatePasses
 
         return PrivatePasses(model, EVALUATION_BATCH, privacy)
     if model.run_eagerly:
@@ -91,29 +88,6 @@ def make_variables(model: Any, row: tuple[np.ndarray, ...]) -> None:
     model.reset_metrics()
     if not model.optimizer.built:
         model.optimizer.build(model.trainable_variables)
-
-
-class KeptRows:
-    """Keeps rows on the device from one pass to the next, where they have room there.
-
-    Args:
-        to_device: Brings an array there.
-        room_bytes: What rows may take of its memory.
-    """
-
-    def __init__(self, to_device: Callable[[np.ndarray], Any], room_bytes: float) -> None:
-        self._to_device = to_device
-        self._room_bytes = room_bytes
-        self._kept: tuple[tuple[np.ndarray, ...], tuple[Any, ...]] | None = None
-
-    def find(self, rows: tuple[np.ndarray, ...]) -> tuple[Any, ...] | None:
-        """Returns what stands for rows on the device; None where they have no room."""
-        if sum(part.nbytes for part in rows) > self._room_bytes:
-            return None
-        if self._kept is None or not all(map(operator.is_, self._kept[0], rows)):
-            self._kept = None  # before others come
-            self._kept = rows, tuple(map(self._to_device, rows))
-        return self._kept[1]
 
 
 def _room_on_gpu() -> float:

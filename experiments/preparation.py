@@ -199,7 +199,7 @@ def describe_all(
     from experiments.architectures import describe
     from experiments.config_check import refuse
     from experiments.numerics import check_device
-    from experiments.private_space import describe_private, narrow_private
+    from experiments.privacy.space import describe_private, narrow_private
     from experiments.space import narrow_all
 
     if config.precision != "float32":

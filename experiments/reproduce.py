@@ -23,9 +23,9 @@ from mlops.program import answer, answer_json, run_program, say
 from mlops.settings import Settings
 
 if TYPE_CHECKING:
-    from experiments.original import Original
-    from experiments.recipe import Recipe
-    from experiments.retraining import Retrained
+    from experiments.reproducing.original import Original
+    from experiments.reproducing.recipe import Recipe
+    from experiments.reproducing.retraining import Retrained
     from registry.certificate import Certificate
 
 SAY_EVERY_S = 10.0
@@ -66,12 +66,12 @@ def reproduce(
     """Trains again what a target names, in a process of its own, and compares.
 
     Args:
-        text: As `experiments.original.parse_target` reads it.
+        text: As `experiments.reproducing.original.parse_target` reads it.
         strict: Train only where nothing differs from the environment of then.
         log: Lay the certificate beside the run.
         threads: To compute with, instead of those of then.
         note: Takes a line now and then.
-        start: Starts `experiments.retraining.retrain` and yields its lines; by default in a process
+        start: Starts `experiments.reproducing.retraining.retrain` and yields its lines; by default in a process
             of its own.
 
     Raises:
@@ -79,7 +79,7 @@ def reproduce(
         DataError: its dataset is not in the store, or is damaged.
         MlopsError: a store does not answer, the training failed, or `strict` found a difference.
     """
-    from experiments.original import find_original, parse_target
+    from experiments.reproducing.original import find_original, parse_target
     from mlops.mlflow_store import open_store_client
     from registry.actor import find_actor
     from registry.catalog import Catalog
@@ -164,8 +164,8 @@ class _Retraining:
         strict: bool,
         note: Callable[[str], None],
     ) -> None:
-        from experiments.environment import read_environment
-        from experiments.reproduction import describe_run
+        from experiments.reproducing.comparing import describe_run
+        from experiments.reproducing.environment import read_environment
 
         self._recipe = recipe
         self._datasets = datasets
@@ -178,7 +178,7 @@ class _Retraining:
         self.changes: list[tuple[str, str, str]] = []
 
     def run(self, start: Start) -> Retrained:
-        from experiments.retraining import Job, Retrained, retrain
+        from experiments.reproducing.retraining import Job, Retrained, retrain
 
         job = Job(self._recipe, str(self._datasets), str(self.network or ""))
         lines = start(retrain, job.to_json(), self._child_environment())
@@ -197,7 +197,7 @@ class _Retraining:
         raise MlopsError("the process that trains ended without a result.")
 
     def _child_environment(self) -> dict[str, str]:
-        from experiments.environment import NO_GPU
+        from experiments.reproducing.environment import NO_GPU
         from mlops.gpus import VISIBLE
 
         # One that trained on the CPU is not made again on a GPU that came later.
@@ -206,7 +206,7 @@ class _Retraining:
 
     def _compare(self, environment: dict[str, str]) -> None:
         """Says what differs between then and now, before anything is trained."""
-        from experiments.reproduction import describe_run, find_changes
+        from experiments.reproducing.comparing import describe_run, find_changes
 
         self.found = describe_run(self._recipe, environment)
         self.changes = find_changes(self.recorded, self.found)
@@ -266,8 +266,8 @@ def _find_differences(
     original: Original, retrained: Retrained, network: Path | None
 ) -> Iterator[str]:
     """Yields a sentence for each thing that came out otherwise."""
-    from experiments.original import NETWORK
-    from experiments.reproduction import compare_metrics, compare_networks
+    from experiments.reproducing.comparing import compare_metrics, compare_networks
+    from experiments.reproducing.original import NETWORK
 
     was, now = original.weights_sha256, retrained.weights_sha256
     if was and was != now:

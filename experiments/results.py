@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from experiments.budget import Spent
+from experiments.privacy.budget import Spent
 from mlops.errors import without_passwords
 from mlops.program import command_line
 from mlops.server import FIRST_PORT

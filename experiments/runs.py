@@ -17,12 +17,12 @@ from pathlib import Path
 
 from optuna.trial import FrozenTrial
 
-from experiments.budget import Budget, Spent
 from experiments.config import SweepConfig
 from experiments.config_file import write_config
 from experiments.finals import Final, Finals
-from experiments.privacy import Privacy
-from experiments.recipe import RECIPE, Recipe
+from experiments.privacy.accounting import Privacy
+from experiments.privacy.budget import Budget, Spent
+from experiments.reproducing.recipe import RECIPE, Recipe
 from experiments.studies import CONFIG
 from experiments.study import Ask, Search
 from experiments.summary import describe_in_words, write_summary

@@ -10,10 +10,10 @@ from typing import Any
 
 from optuna.trial import TrialState
 
-from experiments.budget import find_spent
 from experiments.figures.study import write_study_figures
 from experiments.goals import METRICS
 from experiments.pareto import write_pareto
+from experiments.privacy.budget import find_spent
 from experiments.study import Search
 
 

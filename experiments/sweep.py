@@ -122,7 +122,7 @@ def run_sweep(
 
 def _find_finished(config: SweepConfig, settings: Settings, dataset: Dataset) -> SweepResult | None:
     """Returns the result of a sweep that is done, from the studies alone; None if it is not."""
-    from experiments.budget import find_spent
+    from experiments.privacy.budget import find_spent
     from experiments.results import SweepResult, note_delivered, study_result
     from experiments.storage import open_storage
     from experiments.studies import find_studies

@@ -10,7 +10,7 @@ from experiments.architectures import Params
 from experiments.figures.curves import Curves
 from experiments.goals import Goals
 from experiments.numerics import DEFAULT, Numerics
-from experiments.privacy import Privacy
+from experiments.privacy.accounting import Privacy
 from mlops.tracking import Status
 
 STATUS: dict[str, Status] = {"complete": "FINISHED", "pruned": "KILLED", "failed": "FAILED"}

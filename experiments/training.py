@@ -19,7 +19,7 @@ from experiments.architectures import Architecture, Params
 from experiments.checkpoint import Checkpoint, Progress
 from experiments.numerics import DEFAULT, Numerics
 from experiments.passes import open_passes
-from experiments.privacy import Privacy
+from experiments.privacy.accounting import Privacy
 from mlops.data import Dataset
 from mlops.evaluation import classifier_metrics
 

@@ -26,9 +26,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from experiments.architectures import Architecture, open_architecture
-from experiments.budget import Spending
 from experiments.checkpoint import Checkpoint
-from experiments.environment import ENVIRONMENT, describe_environment
 from experiments.figures import FOLDER
 from experiments.figures.curves import (
     Curves,
@@ -39,6 +37,8 @@ from experiments.figures.curves import (
 )
 from experiments.kept_result import keep_result
 from experiments.objectives import measure_costs
+from experiments.privacy.budget import Spending
+from experiments.reproducing.environment import ENVIRONMENT, describe_environment
 from experiments.tasks import NETWORKS, STATUS, FinalTask, Training, TrialResult, TrialTask
 from experiments.training import OnEpoch, Trained, loss_of, train
 from experiments.workers.gpu_share import (

@@ -20,14 +20,14 @@ import jax.numpy as jnp
 import keras
 import numpy as np
 
-from experiments import private_passes
 from experiments.architectures import open_architecture
 from experiments.built_in import BUILT_IN
 from experiments.checkpoint import Checkpoint
 from experiments.jax_passes import JaxPasses, read_state
 from experiments.numerics import DEFAULT
 from experiments.passes import EVALUATION_BATCH, make_variables
-from experiments.privacy import Mechanism, Privacy, plan
+from experiments.privacy import passes as private_passes
+from experiments.privacy.accounting import Mechanism, Privacy, plan
 from experiments.training import hash_weights, seed_keras, train
 from mlops.data import Dataset, load_dataset
 from mlops.errors import StructureError

@@ -17,8 +17,9 @@ from experiments.architectures import open_architecture
 from experiments.architectures.preprocessing import compile_classifier
 from experiments.built_in import BUILT_IN
 from experiments.config import SweepConfig
+from experiments.device_rows import KeptRows
 from experiments.numerics import DEFAULT, Numerics, check_device, check_gpu, mixed_layers
-from experiments.passes import KeptRows, TensorFlowPasses, make_variables, open_passes
+from experiments.passes import TensorFlowPasses, make_variables, open_passes
 from experiments.preparation import check_backend
 from experiments.training import score_classifier, seed_keras, train
 from mlops.data import Dataset, load_dataset

@@ -17,11 +17,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from experiments.budget import EPOCHS, Budget, trainings_of
 from experiments.config import SweepConfig
 from experiments.preparation import check_backend
-from experiments.privacy import Mechanism, calibrate, compose, default_delta, plan
-from experiments.private_space import narrow_private
+from experiments.privacy.accounting import Mechanism, calibrate, compose, default_delta, plan
+from experiments.privacy.budget import EPOCHS, Budget, trainings_of
+from experiments.privacy.space import narrow_private
 from experiments.progress import Lines
 from experiments.results import leaderboard
 from experiments.storage import open_storage

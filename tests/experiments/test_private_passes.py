@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from experiments.privacy import plan
+from experiments.privacy.accounting import plan
 
 ROOT = Path(__file__).parents[2]
 ROUNDING = 1e-6

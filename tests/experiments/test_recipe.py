@@ -9,13 +9,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from experiments.environment import (
+from experiments.reproducing.environment import (
     ENVIRONMENT,
     describe_environment,
     name_instructions,
     read_environment,
 )
-from experiments.recipe import RECIPE, Recipe, read_recipe, read_value
+from experiments.reproducing.recipe import RECIPE, Recipe, read_recipe, read_value
 from mlops.errors import UsageError
 
 RECIPE_OF_CNN = Recipe(

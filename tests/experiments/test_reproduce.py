@@ -19,10 +19,10 @@ import pytest
 
 from experiments import run_sweep
 from experiments.config import SweepConfig
-from experiments.environment import ENVIRONMENT
-from experiments.original import parse_target, refuse_private, refuse_unfit
-from experiments.recipe import RECIPE, Recipe
 from experiments.reproduce import in_words, main, reproduce
+from experiments.reproducing.environment import ENVIRONMENT
+from experiments.reproducing.original import parse_target, refuse_private, refuse_unfit
+from experiments.reproducing.recipe import RECIPE, Recipe
 from experiments.workers.cluster import Cluster
 from mlops.data import Dataset, load_dataset
 from mlops.dataset_store import open_dataset_store

@@ -14,8 +14,7 @@ import h5py
 import numpy as np
 import pytest
 
-from experiments.recipe import Recipe
-from experiments.reproduction import (
+from experiments.reproducing.comparing import (
     LARGEST,
     Drift,
     compare_arrays,
@@ -25,6 +24,7 @@ from experiments.reproduction import (
     find_changes,
     without_names,
 )
+from experiments.reproducing.recipe import Recipe
 from tests.faults.zeros import write_network
 
 

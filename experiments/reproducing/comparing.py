@@ -17,7 +17,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from experiments.recipe import Recipe
+from experiments.reproducing.recipe import Recipe
 
 LARGEST: Final = 1.7976931348623157e308
 """What MLflow's databases keep of infinity."""

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal
 
-from experiments.recipe import Recipe, read_recipe
+from experiments.reproducing.recipe import Recipe, read_recipe
 from mlops.errors import MlopsError, UsageError, choose
 from mlops.tracking import CANDIDATES, MODEL_PATH
 

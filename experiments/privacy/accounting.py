@@ -4,7 +4,7 @@ The promise is (epsilon, delta)-differential privacy of the training rows, where
 are neighbours if one has one row more (Dwork & Roth 2014, definition 2.4). The mechanism is DP-SGD
 (Abadi et al. 2016, section 3.1, algorithm 1): each step draws every row with the chance q, clips
 each row's gradient to the L2 norm C, and adds to their sum Gaussian noise of standard deviation
-noise_multiplier * C. `experiments/private_passes.py` does that.
+noise_multiplier * C. `experiments.privacy.passes` does that.
 
 Its cost is accounted by privacy loss distributions (Koskela et al. 2020; Doroshenko et al. 2022) as
 `dp-accounting` computes them, an upper bound, where Abadi et al. had the moments accountant and

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from experiments.architectures import Params
 from experiments.config import SweepConfig
-from experiments.privacy import CLIP, Mechanism, Privacy, compose, default_delta, plan
+from experiments.privacy.accounting import CLIP, Mechanism, Privacy, compose, default_delta, plan
 
 if TYPE_CHECKING:
     from experiments.study import Ask, Search

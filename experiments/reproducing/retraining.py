@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from experiments.recipe import Recipe
+from experiments.reproducing.recipe import Recipe
 
 if TYPE_CHECKING:
     from experiments.architectures import Architecture
@@ -61,7 +61,7 @@ def retrain(request: dict[str, Any]) -> Iterator[dict[str, Any]]:
         request: A `Job`, as JSON.
     """
     from experiments.architectures import open_architecture
-    from experiments.environment import describe_environment
+    from experiments.reproducing.environment import describe_environment
     from experiments.trial import set_up_process
     from mlops.dataset_store import open_datasets
 

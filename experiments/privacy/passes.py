@@ -26,10 +26,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax_privacy import batch_selection, clipping, noise_addition
 
+from experiments.device_rows import KeptRows
 from experiments.jax_passes import JaxPasses, State, read_state, room_bytes, take, write_state
 from experiments.numerics import Numerics
-from experiments.passes import KeptRows
-from experiments.privacy import Privacy
+from experiments.privacy.accounting import Privacy
 from mlops.errors import StructureError
 
 Draw = Callable[[int], bytes]

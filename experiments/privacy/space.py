@@ -47,7 +47,7 @@ def describe_private(
             builds normalises over batches.
     """
     try:
-        from experiments.private_passes import check_layers
+        from experiments.privacy.passes import check_layers
     except ImportError as err:
         raise UsageError(
             f"--dp-epsilon needs {err.name} in each worker. Type there: "
