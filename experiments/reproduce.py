@@ -71,8 +71,8 @@ def reproduce(
         log: Lay the certificate beside the run.
         threads: To compute with, instead of those of then.
         note: Takes a line now and then.
-        start: Starts `experiments.reproducing.retraining.retrain` and yields its lines; by default in a process
-            of its own.
+        start: Starts `experiments.reproducing.retraining.retrain` and yields its lines; by default
+            in a process of its own.
 
     Raises:
         UsageError: the target names no training that can be made again.
