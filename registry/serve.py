@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from registry.serving.state import Role, StateFolder
 
 CHALLENGER = "challenger"
+NOBODY = "none"
+"""Of --watch."""
 WAIT_EVERY_S = 2.0
 PATIENCE_S = 5.0
 """How long a port may be taken still after its holder was killed: its threads end one by one."""
@@ -53,7 +55,7 @@ class Options:
     """Share of the requests that the alias challenger answers, as 10% or 0.1."""
     shadow: bool = False
     """Have the alias challenger score every request too; the champion answers."""
-    watch: str | None = None
+    watch: str = NOBODY
     """A promoted VAE that watches the rows for drift, as digits-vae or digits-vae@champion; auto is
     the VAE of the same experiment. Each worker holds it besides."""
     watch_rows_s: float = 50.0
@@ -84,7 +86,7 @@ def _main(options: Options) -> int:
     from registry.serving.followers import find_watched
 
     name, alias, share = _check(options)
-    watched = None if options.watch is None else find_watched(options.watch, name)
+    watched = None if options.watch == NOBODY else find_watched(options.watch, name)
     settings = Settings.from_env()
     if settings.embedded and not options.wait and not (settings.home / "mlflow.db").is_file():
         raise UsageError(
@@ -413,6 +415,7 @@ def _announce(options: Options, alias: str, first: Accepted) -> None:
 
     url = local_url(options.host, options.port)
     beside = local_url(options.host, _metrics_port(options))
+    is_watched = options.watch != NOBODY
     if options.json:
         answer_json(
             {
@@ -423,7 +426,7 @@ def _announce(options: Options, alias: str, first: Accepted) -> None:
                 "metrics_url": f"{beside}/metrics",
                 "model_url": f"{beside}/model",
                 "shadow_url": f"{beside}/shadow" if options.shadow else None,
-                "drift_url": f"{beside}/drift" if options.watch else None,
+                "drift_url": f"{beside}/drift" if is_watched else None,
                 "workers": options.workers,
             }
         )
@@ -434,7 +437,7 @@ def _announce(options: Options, alias: str, first: Accepted) -> None:
         f"What it takes, and which class is which: {beside}/model\n"
         f"Metrics: {beside}/metrics\n"
         + (f"How the challenger compares: {beside}/shadow\n" if options.shadow else "")
-        + (f"How live rows compare with test rows: {beside}/drift\n" if options.watch else "")
+        + (f"How live rows compare with test rows: {beside}/drift\n" if is_watched else "")
         + f"Ask it: {_curl(url, first.folder)}\n"
         "Ctrl-C ends it."
     )
