@@ -105,7 +105,7 @@ def round_scores(scores: npt.ArrayLike) -> Floats:
     """Returns scores as float64 with `DIGITS` significant digits."""
     values = np.asarray(scores, np.float64)
     size = np.floor(np.log10(np.abs(values), where=values != 0, out=np.zeros(values.shape)))
-    step = 10.0 ** (size - DIGITS + 1)
+    step = 10.0 ** np.maximum(size - DIGITS + 1, -300.0)  # a smaller one has no float
     rounded: Floats = np.rint(values / step) * step
     return rounded
 

@@ -500,14 +500,15 @@ def test_a_folder_that_is_being_uploaded_does_not_look_whole_in_the_copy(tmp_pat
             now = datetime.now(UTC)
             return iter([Object(f"run/release/{name}", 1, now) for name in names])
 
-    for n_seen in range(7):
+    n_files = 2 + len(LAST_FILES)
+    for n_seen in range(n_files + 1):
         found = find_whole(Uploading(n_seen), LAST_FILES)
         names = {name.removeprefix("run/release/") for name in found}
         if "model.sig" in names:
             assert names == {"code/x.py", "data/y", *LAST_FILES}
         if "MLmodel" in names:
             assert {"code/x.py", "data/y"} <= names
-        assert ("model.sig" in names) == (n_seen == 6)
+        assert ("model.sig" in names) == (n_seen == n_files)
 
 
 @pytest.fixture(scope="module")

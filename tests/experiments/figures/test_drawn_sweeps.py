@@ -104,7 +104,7 @@ def test_a_sweep_that_is_interrupted_while_it_draws_draws_again_with_the_same_co
     (parent,), children = runs_of(client, last.sweep_id)
     assert parent.info.status == "FINISHED" and len(children) == 5
     files = {item.path for item in client.list_artifacts(parent.info.run_id)}
-    assert files >= {"importances.json", "parallel_coordinates.png", "slice.png"}
+    assert files >= {"parallel_coordinates.png", "slice.png", "report.html"}
 
 
 def test_a_figure_that_cannot_be_drawn_ends_no_sweep(
