@@ -24,7 +24,7 @@ import yaml
 from experiments.podium import PROGRAMS
 from tests.docs.pages import ROOT, Command, heredoc_of, programs_of
 
-SHELL = re.compile("base64|cat|cp|cut|echo|head|mkdir|printf|rm|sha256sum|tar|tr")
+SHELL = re.compile("base64|cat|cp|cut|echo|head|mkdir|printf|rm|sha256sum|sleep|tar|tr")
 """Programs of every system, which the tutorial runs or whose words say nothing of Podium."""
 NOT_READ = {
     "git": "nothing of Podium's",
