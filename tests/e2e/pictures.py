@@ -99,6 +99,7 @@ def show_compared(
 def show_artifact(page: Page, server_url: str, experiment: str, run: str, path: str) -> None:
     """Opens a run at a picture or a page among its artifacts, and waits until it is there."""
     where = f"#/experiments/{experiment}/runs/{run}/artifacts/{path}"
+    page.goto("about:blank")  # a page that is open shows no other artifact by its address alone
     page.goto(f"{server_url}/{where}?workflowType=machine_learning")
     if path.endswith(".png"):
         page.get_by_role("img", name=path).wait_for()
