@@ -76,7 +76,10 @@ Told = Callable[..., tuple[int, str, str]]
 
 
 @pytest.fixture
-def told(capsys: pytest.CaptureFixture[str]) -> Told:
+def told(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Told:
+    """The program, where nobody says how wide the table may be."""
+    monkeypatch.delenv("COLUMNS", raising=False)
+
     def tell(*args: str) -> tuple[int, str, str]:
         code = main(list(args))
         said = capsys.readouterr()
