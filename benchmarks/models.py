@@ -46,15 +46,7 @@ def package(network: Any, dataset: Dataset, architecture: str, folder: Path) -> 
     """Packages a classifier as a sweep packages its candidates."""
     from mlops.packaging import ModelSpec, build_model_folder, save_network
 
-    spec = ModelSpec(
-        task="classifier",
-        architecture=architecture,
-        input=dataset.input,
-        class_names=dataset.class_names,
-        dataset_name=dataset.name,
-        dataset_fingerprint=dataset.fingerprint,
-        likelihood=None,
-    )
+    spec = ModelSpec.of(dataset, "classifier", architecture)
     with tempfile.TemporaryDirectory() as scratch:
         save_network(network, Path(scratch) / "n.keras")
         build_model_folder(Path(scratch) / "n.keras", spec, folder)

@@ -35,7 +35,7 @@ from experiments.results import (
     study_result,
 )
 from experiments.runs import SweepRuns
-from experiments.studies import CONFIG, ENVIRONMENT, home_of
+from experiments.studies import CONFIG, ENVIRONMENT, home_of, sweep_folder
 from experiments.study import MAX_ATTEMPTS, Ask, Search, open_search
 from experiments.tasks import FinalTask, Training, TrialResult, TrialTask
 from experiments.trial import run_final, run_trial
@@ -112,7 +112,9 @@ class Driver:
 
     def open_studies(self, storage: Any, descriptions: list[Description]) -> None:
         """Opens each architecture's study and parent run; what a dead driver left is retried."""
-        write_config(self.config.resolved(), self.settings.home / "sweeps" / self.sweep_id / CONFIG)
+        write_config(
+            self.config.resolved(), sweep_folder(self.settings.home, self.sweep_id) / CONFIG
+        )
         for description in descriptions:
             search = open_search(
                 storage,
@@ -250,7 +252,7 @@ class Driver:
                 search.note_finished()
                 self._networks.forget_checkpoints(search)
         if not interrupted:
-            folder = self.settings.home / "sweeps" / self.sweep_id
+            folder = sweep_folder(self.settings.home, self.sweep_id)
             report = write_report(self.settings, self.sweep_id, folder)
             self.runs.log_report(self._searches, report)
         self.runs.journal.close()

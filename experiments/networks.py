@@ -115,14 +115,8 @@ class Networks:
             )
             return False
         description = search.description
-        spec = ModelSpec(
-            task=description.task,
-            architecture=description.name,
-            input=self.dataset.input,
-            class_names=self.dataset.class_names,
-            dataset_name=self.dataset.name,
-            dataset_fingerprint=self.dataset.fingerprint,
-            likelihood=description.likelihood,
+        spec = ModelSpec.of(
+            self.dataset, description.task, description.name, description.likelihood
         )
         run = Run(self.runs.journal, chosen.run_key)
         with tempfile.TemporaryDirectory() as scratch:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import getpass
 import json
 import os
@@ -12,7 +11,6 @@ import subprocess
 import tempfile
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from importlib import metadata
 from pathlib import Path
 
 from optuna.trial import FrozenTrial
@@ -22,6 +20,7 @@ from experiments.config_file import write_config
 from experiments.finals import Final, Finals
 from experiments.privacy.accounting import Privacy
 from experiments.privacy.budget import Budget, Spent
+from experiments.reproducing.environment import VERSIONS, find_versions
 from experiments.reproducing.recipe import RECIPE, Recipe
 from experiments.studies import CONFIG
 from experiments.study import Ask, Search
@@ -29,8 +28,6 @@ from experiments.summary import describe_in_words, write_summary
 from mlops.data import Dataset
 from mlops.journal import Journal
 from mlops.tracking import Run, RunDataset, Status, new_run_key
-
-VERSIONS = "mlops.versions"
 
 
 @dataclass(frozen=True, slots=True)
@@ -279,11 +276,8 @@ def _user() -> str:
 
 def _versions() -> dict[str, str]:
     """The versions that decide a trial's weights."""
-    found = {"python": platform.python_version()}
-    for name in ("podium-mlops", "keras", "tensorflow", "jax", "numpy", "optuna"):
-        with contextlib.suppress(metadata.PackageNotFoundError):
-            found[name] = metadata.version(name)
-    return {VERSIONS: json.dumps(found)}
+    packages = ("podium-mlops", "keras", "tensorflow", "jax", "numpy", "optuna")
+    return {VERSIONS: json.dumps({"python": platform.python_version(), **find_versions(packages)})}
 
 
 def is_dirty(status: str) -> bool:

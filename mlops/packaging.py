@@ -38,6 +38,8 @@ from mlops.scoring_code import FILE, LOADER, MOST_FILES, find_fault, hash_code, 
 if TYPE_CHECKING:
     import keras
 
+    from mlops.data import Dataset
+
 FORMAT: Final = 1
 PACKAGES: Final = ("mlflow", "keras", "tensorflow", "numpy", "pandas", "pillow")
 """What a packaged model needs installed to answer."""
@@ -82,6 +84,21 @@ class ModelSpec:
     dataset_name: str
     dataset_fingerprint: str
     likelihood: str | None
+
+    @classmethod
+    def of(
+        cls, dataset: Dataset, task: str, architecture: str, likelihood: str | None = None
+    ) -> ModelSpec:
+        """Returns that of a network that was trained on a dataset."""
+        return cls(
+            task=task,
+            architecture=architecture,
+            input=dataset.input,
+            class_names=dataset.class_names,
+            dataset_name=dataset.name,
+            dataset_fingerprint=dataset.fingerprint,
+            likelihood=likelihood,
+        )
 
     def to_json(self) -> dict[str, Any]:
         """Returns plain values that JSON and YAML keep exactly."""

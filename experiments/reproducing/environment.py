@@ -12,7 +12,7 @@ import json
 import os
 import platform
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Final
@@ -21,6 +21,8 @@ from experiments.workers.same_code import hash_module, hash_sources
 
 ENVIRONMENT: Final = "mlops.environment"
 """The tag."""
+VERSIONS: Final = "mlops.versions"
+"""The tag of the versions that the driver saw."""
 
 NO_GPU: Final = "none"
 PACKAGES: Final = ("keras", "tensorflow", "jax", "jaxlib", "numpy")
@@ -52,17 +54,17 @@ def describe_environment(architecture: str) -> dict[str, str]:
         **_describe_machine(),
         **({"GPU": _name_gpu()} if "keras" in sys.modules else {}),
         "Python": platform.python_version(),
-        **find_versions(),
+        **find_versions(PACKAGES),
         "Podium's code": hash_sources(),
         "the architecture's module": hash_module(architecture.partition(":")[0]),
         **{name: os.environ[name] for name in FLAGS if os.environ.get(name)},
     }
 
 
-def find_versions() -> dict[str, str]:
-    """Returns the versions of the packages that compute and are installed."""
+def find_versions(packages: Sequence[str]) -> dict[str, str]:
+    """Returns the versions of those packages that are installed."""
     found = {}
-    for name in PACKAGES:
+    for name in packages:
         with contextlib.suppress(metadata.PackageNotFoundError):
             found[name] = metadata.version(name)
     return found
@@ -70,7 +72,7 @@ def find_versions() -> dict[str, str]:
 
 def read_environment(tags: Mapping[str, str]) -> dict[str, str]:
     """Returns what a run says of where it was trained; of an older version's, versions alone."""
-    for tag in (ENVIRONMENT, "mlops.versions"):
+    for tag in (ENVIRONMENT, VERSIONS):
         with contextlib.suppress(KeyError, ValueError, RecursionError, AttributeError):
             found = {str(name): str(value) for name, value in json.loads(tags[tag]).items()}
             if tag == ENVIRONMENT:

@@ -109,15 +109,7 @@ def digits(tmp_path_factory: pytest.TempPathFactory) -> tuple[Dataset, Path]:
     """The digits, and a packaged network of zeros for them."""
     folder, dataset = tmp_path_factory.mktemp("digits"), load_dataset("digits")
     write_network(folder / "zeros.keras")
-    spec = ModelSpec(
-        task="classifier",
-        architecture="dnn",
-        input=dataset.input,
-        class_names=dataset.class_names,
-        dataset_name=dataset.name,
-        dataset_fingerprint=dataset.fingerprint,
-        likelihood=None,
-    )
+    spec = ModelSpec.of(dataset, "classifier", "dnn")
     build_model_folder(folder / "zeros.keras", spec, folder / "model")
     return dataset, folder / "model"
 

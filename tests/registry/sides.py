@@ -57,15 +57,7 @@ def make_model(dataset: Dataset, right: float, place: Path) -> Path:
 def package(model: Any, dataset: Dataset, place: Path) -> Path:
     """Makes the model folder of a classifier in a folder that is there."""
     save_network(model, place / "n.keras")
-    spec = ModelSpec(
-        task="classifier",
-        architecture="dnn",
-        input=dataset.input,
-        class_names=dataset.class_names,
-        dataset_name=dataset.name,
-        dataset_fingerprint=dataset.fingerprint,
-        likelihood=None,
-    )
+    spec = ModelSpec.of(dataset, "classifier", "dnn")
     build_model_folder(place / "n.keras", spec, place / "model")
     return place / "model"
 
